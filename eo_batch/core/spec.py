@@ -1,0 +1,285 @@
+"""Pipelines and catalogs as users write them: every key, its meaning, unit and default, in one place.
+
+Unknown keys are errors with a suggestion. No interpolation, no includes, no code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from datetime import UTC, date, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from eo_batch.core.digest import digest
+from eo_batch.core.errors import ConfigError
+from eo_batch.core.prompts import Prompt, PromptSet, normalise_text
+
+MAX_CONFIG_BYTES = 1_000_000
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RegionSpec(_Table):
+    """`[region]`: where and when."""
+
+    bbox: tuple[float, float, float, float] | None = Field(
+        None, description="west, south, east, north in degrees (WGS 84); west > east crosses the antimeridian"
+    )
+    file: str | None = Field(None, description="GeoJSON with polygons in longitude and latitude, relative to the pipeline file")
+    start: date = Field(description="first day (UTC)")
+    end: date = Field(description="day after the last one (UTC): the period is half-open")
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> RegionSpec:
+        if (self.bbox is None) == (self.file is None):
+            raise ValueError("give either bbox or file")
+        if self.start >= self.end:
+            raise ValueError(f"start {self.start} must be before end {self.end}")
+        return self
+
+
+class AssetRef(_Table):
+    """An asset key and the number of the band inside its file, from 1."""
+
+    asset: str
+    index: int = Field(1, ge=1, le=64)
+
+
+class SourceSpec(_Table):
+    """`[source]`: which scenes, which bands."""
+
+    catalog: str = Field(description="name of a file in catalogs/, an API URL, or a path to a catalog.json or items .parquet")
+    collections: list[str] = Field(min_length=1, description="STAC collections")
+    max_cloud_cover: float | None = Field(None, ge=0, le=100, description="keep items with eo:cloud_cover <= this (percent)")
+    filter: str | None = Field(None, max_length=2000, description="CQL2 text that items must match")
+    bands: list[str] = Field(min_length=1, max_length=64, description="common names, in the order the model sees them")
+    assets: dict[str, str | AssetRef] = Field(
+        default_factory=dict, description="band -> asset key, or {asset, index}, where items lack common names"
+    )
+    cloud_mask: Literal["auto", "none"] = Field(
+        "auto", description="auto: drop clouds by the mask the catalog file names for the collection; none: keep every pixel"
+    )
+    missing_assets: Literal["fail", "skip"] = Field(
+        "fail", description="a scene file that is not there: fail its chunks, or skip the scene and count it"
+    )
+
+    @field_validator("bands")
+    @classmethod
+    def _distinct(cls, bands: list[str]) -> list[str]:
+        if len(set(bands)) != len(bands):
+            raise ValueError("bands must differ from each other")
+        return bands
+
+
+class GridSpec(_Table):
+    """`[grid]`: where the pixels of the result are."""
+
+    crs: str = Field("auto", max_length=200, description='"auto" (UTM zone of the region) or "EPSG:..."')
+    resolution: float = Field(gt=0, description="CRS units per pixel (metres for UTM)")
+    chunk_px: int = Field(2048, ge=64, le=16384, description="side of a unit of work in pixels; never changes the result")
+    resampling: Literal["bilinear", "nearest"] = Field("bilinear", description="for bands that must be resampled")
+
+
+class TimeSpec(_Table):
+    """`[time]`: how scenes become layers."""
+
+    step: Literal["scene", "month", "year", "all"] = Field("scene", description="one layer per acquisition day, month, year, or one")
+    composite: Literal["first", "median", "best"] = Field(
+        "first", description="first: earliest valid pixel; median of all; best: from the scene with most valid pixels"
+    )
+
+
+class ModelSpec(_Table):
+    """`[model]`: what answers the prompts."""
+
+    name: Name = Field("spectral", description="see `eo-batch models list`")
+    window_px: int = Field(512, ge=16, le=4096, description="side of a model window in pixels")
+    overlap: float = Field(0.25, ge=0, lt=1, description="share of a window that it shares with its neighbour")
+    batch: int = Field(4, ge=1, le=256, description="windows per model call; part of the run's identity")
+    options: dict[str, str | int | float | bool] = Field(default_factory=dict, description="settings of the segmenter")
+
+
+class PromptSpec(_Table):
+    """`[[prompts]]`: what to map."""
+
+    text: str
+    threshold: float = Field(0.5, gt=0, lt=1, description="score from which a pixel counts as found")
+    min_area_m2: float = Field(0.0, ge=0, description="smaller footprints are not reported (masks are not touched)")
+
+
+class OutputSpec(_Table):
+    """`[output]`: what is kept."""
+
+    scores: bool = Field(False, description="also store scores (uint8, 1/250), for other thresholds later")
+
+
+class LimitsSpec(_Table):
+    """`[limits]`: what the plan may use. Never changes a result."""
+
+    memory_gb: float | None = Field(None, gt=0, description="memory for all workers on this machine; default: 80 % of what is free")
+    disk_gb: float | None = Field(None, gt=0, description="disk for the run; default: what is free")
+    max_failed_percent: float = Field(5.0, ge=0, le=100, description="stop early when more chunks than this have failed")
+
+
+class ClusterSpec(_Table):
+    """`[cluster]`: who computes. Never changes a result."""
+
+    kind: str = Field("local", description='"local" (threads of this process) or "serial"')
+    workers: int | None = Field(None, ge=1, le=256, description="chunks computed at once; default: CPU cores")
+
+
+class PipelineSpec(_Table):
+    """A map product: one TOML file in pipelines/."""
+
+    name: Name
+    region: RegionSpec
+    source: SourceSpec
+    grid: GridSpec
+    time: TimeSpec = TimeSpec()
+    model: ModelSpec = ModelSpec()
+    prompts: list[PromptSpec] = Field(min_length=1, max_length=256)
+    output: OutputSpec = OutputSpec()
+    limits: LimitsSpec = LimitsSpec()
+    cluster: ClusterSpec = ClusterSpec()
+
+    @property
+    def prompt_set(self) -> PromptSet:
+        """The prompts, normalised and checked."""
+        return PromptSet(
+            tuple(
+                Prompt(normalise_text(prompt.text, number=number), prompt.threshold, prompt.min_area_m2)
+                for number, prompt in enumerate(self.prompts, 1)
+            )
+        )
+
+    @property
+    def start(self) -> datetime:
+        """Begin of the period, UTC."""
+        return datetime(self.region.start.year, self.region.start.month, self.region.start.day, tzinfo=UTC)
+
+    @property
+    def end(self) -> datetime:
+        """End of the period, UTC, exclusive."""
+        return datetime(self.region.end.year, self.region.end.month, self.region.end.day, tzinfo=UTC)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the result, as JSON values: all tables but limits and cluster."""
+        return self.model_dump(mode="json", exclude={"limits", "cluster"})
+
+    @property
+    def digest(self) -> str:
+        """Digest of `identity`."""
+        return digest(self.identity)
+
+
+class CloudMaskSpec(_Table):
+    """Which asset tells clouds, and which of its values or bits are dropped."""
+
+    asset: str
+    kind: Literal["classes", "bits"]
+    drop: list[int] = Field(min_length=1)
+
+
+class CollectionSpec(_Table):
+    """`[collections.ID]` of a catalog file: what the items of one collection leave unsaid."""
+
+    bands: dict[str, str | AssetRef] = Field(default_factory=dict, description="common name -> asset key or {asset, index}")
+    scale: float | None = Field(None, description="used where items and assets state none")
+    offset: float | None = Field(None, description="used where items and assets state none")
+    nodata: float | None = Field(None, description="used where items and assets state none")
+    offset_from_baseline: bool = Field(
+        False, description="Sentinel-2: apply -0.1 from processing baseline 04.00 on where metadata give no offset"
+    )
+    cloud_mask: CloudMaskSpec | None = None
+
+
+class CatalogSpec(_Table):
+    """A file in catalogs/: an endpoint we know. It is also the network allow-list of a run."""
+
+    title: str
+    url: str = Field(description="API root, catalog.json, item collection or items .parquet; relative: to the working directory")
+    kind: Literal["api", "static", "parquet"] = "api"
+    local: bool = Field(False, description="items may name files; they must lie in or below `root` (default: the catalog's folder)")
+    root: str | None = None
+    asset_hosts: list[str] = Field(default_factory=list, description="hosts that assets may come from; *.example.org allowed")
+    allow_private: bool = Field(False, description="hosts may resolve to loopback or private addresses (test servers)")
+    signing: Literal["none", "planetary-computer"] = "none"
+    sign_url: str | None = Field(None, description="token service of the signing scheme")
+    page_limit: int = Field(200, ge=1, le=10000, description="items asked for per page")
+    requests_at_once: int = Field(8, ge=1, le=256, description="polite limit of simultaneous reads per host")
+    miscounts: bool = Field(False, description="numberMatched of this server is known to be wrong")
+    licence: str = Field("", description="shown in plan and written into the result")
+    collections: dict[str, CollectionSpec] = Field(default_factory=dict)
+
+
+def parse_pipeline(text: bytes, *, where: str) -> PipelineSpec:
+    """Pipeline of TOML text.
+
+    Raises
+    ------
+    ConfigError : `config-too-large`, `config-invalid`, `config-unknown-key` (with a suggestion), `prompt-invalid`.
+    """
+    spec = _parse(PipelineSpec, text, where)
+    assert isinstance(spec, PipelineSpec)
+    _ = spec.prompt_set
+    return spec
+
+
+def parse_catalog(text: bytes, *, where: str) -> CatalogSpec:
+    """Catalog of TOML text; errors as `parse_pipeline`."""
+    spec = _parse(CatalogSpec, text, where)
+    assert isinstance(spec, CatalogSpec)
+    return spec
+
+
+def _parse(model: type[_Table], text: bytes, where: str) -> _Table:
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ConfigError("config-too-large", f"{len(text):,} bytes (limit {MAX_CONFIG_BYTES:,})", where=where)
+    try:
+        document = tomllib.loads(text.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError("config-invalid", "not TOML", where=where, why=str(error), fix="Check the syntax at that place.") from None
+    return validate(model, document, where=where)
+
+
+def validate(model: type[_Table], document: dict[str, Any], *, where: str) -> Any:
+    """`model` made of plain values; the first thing wrong is the error, with its key.
+
+    Raises
+    ------
+    ConfigError : `config-invalid` or `config-unknown-key`.
+    """
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        raise _explain(model, error, where) from None
+
+
+def _explain(model: type[_Table], error: ValidationError, where: str) -> ConfigError:
+    first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
+    path = [part for part in first["loc"] if not (isinstance(part, str) and part in ("str", "AssetRef"))]
+    key = ".".join(str(part + 1) if isinstance(part, int) else part for part in path) or "the file"
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(model, path[:-1])
+        close = difflib.get_close_matches(str(path[-1]), known, n=1)
+        hint = f'Did you mean "{close[0]}"?' if close else f"Known keys here: {', '.join(sorted(known))}."
+        return ConfigError("config-unknown-key", f'unknown key "{key}"', where=where, fix=hint)
+    text = first["msg"].removeprefix("Value error, ")
+    return ConfigError("config-invalid", f"{key}: {text[:1].lower()}{text[1:]}", where=where, fix=f"See the key {key} in docs/reference/pipeline.md.")
+
+
+def _keys_at(model: type[BaseModel], path: list[Any]) -> list[str]:
+    current: Any = model
+    for part in path:
+        if isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields:
+            current = current.model_fields[part].annotation
+            inner = [a for a in getattr(current, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+            current = inner[0] if inner else current
+    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
