@@ -152,7 +152,7 @@ class Grid:
         if not (0 <= iy < ny and 0 <= ix < nx and t >= 0):
             raise IndexError(f"chunk {chunk_key(t, iy, ix)} is outside a grid of {ny} x {nx} chunks")
         rows, cols = self._interior(self.rows, iy), self._interior(self.cols, ix)
-        return Chunk(t, iy, ix, rows, cols, self._padded(rows), self._padded(cols))
+        return Chunk(t, iy, ix, rows, cols, self.padded(rows), self.padded(cols))
 
     def chunks(self, t: int) -> Iterator[Chunk]:
         """All chunks of time step `t`, row by row; made one at a time."""
@@ -165,27 +165,26 @@ class Grid:
         """All lattice windows that touch the interior of `chunk`, row by row: the fixed order of sums."""
         return [
             Window(row, col, self._window_span(row), self._window_span(col))
-            for row in self._touching(chunk.rows)
-            for col in self._touching(chunk.cols)
+            for row in self.touching(chunk.rows)
+            for col in self.touching(chunk.cols)
         ]
 
     @cached_property
     def window_counts(self) -> tuple[int, int]:
         """(windows scored by all chunks of one time step, distinct windows among them)."""
-        ny, nx = self.chunks_yx
-        scored_y = sum(len(self._touching(self._interior(self.rows, i))) for i in range(ny))
-        scored_x = sum(len(self._touching(self._interior(self.cols, i))) for i in range(nx))
-        return scored_y * scored_x, len(self._touching(self.rows)) * len(self._touching(self.cols))
+        scored_y = sum(len(self.touching(span)) for span in self.interiors(self.rows))
+        scored_x = sum(len(self.touching(span)) for span in self.interiors(self.cols))
+        return scored_y * scored_x, len(self.touching(self.rows)) * len(self.touching(self.cols))
 
     @property
     def padded_rows(self) -> Span:
         """Rows that some window of some chunk reads."""
-        return self._padded(self.rows)
+        return self.padded(self.rows)
 
     @property
     def padded_cols(self) -> Span:
         """Columns that some window of some chunk reads."""
-        return self._padded(self.cols)
+        return self.padded(self.cols)
 
     @property
     def digest(self) -> str:
@@ -201,22 +200,29 @@ class Grid:
             }
         )
 
-    def _interior(self, whole: Span, index: int) -> Span:
-        start = whole.start + index * self.chunk_px
-        return Span(start, min(start + self.chunk_px, whole.stop))
+    def interiors(self, whole: Span) -> Iterator[Span]:
+        """Interiors of the chunks along `whole`, which is `rows` or `cols` of this grid, in order."""
+        for index in range(-(-len(whole) // self.chunk_px)):
+            yield self._interior(whole, index)
 
-    def _touching(self, interior: Span) -> range:
+    def touching(self, interior: Span) -> range:
+        """Lattice positions, along one axis, of the windows that touch `interior`."""
         first = (interior.start - self.window_px) // self.stride_px + 1
         last = (interior.stop - 1) // self.stride_px
         return range(first, last + 1)
 
+    def padded(self, interior: Span) -> Span:
+        """Union, along one axis, of the windows that touch `interior`."""
+        touching = self.touching(interior)
+        return Span(self._window_span(touching[0]).start, self._window_span(touching[-1]).stop)
+
+    def _interior(self, whole: Span, index: int) -> Span:
+        start = whole.start + index * self.chunk_px
+        return Span(start, min(start + self.chunk_px, whole.stop))
+
     def _window_span(self, index: int) -> Span:
         start = index * self.stride_px
         return Span(start, start + self.window_px)
-
-    def _padded(self, interior: Span) -> Span:
-        touching = self._touching(interior)
-        return Span(self._window_span(touching[0]).start, self._window_span(touching[-1]).stop)
 
 
 def stride_of(window_px: int, overlap: float) -> int:

@@ -1,0 +1,135 @@
+"""Who computes chunks: this thread, or the workers of a Dask scheduler. dask is imported nowhere else.
+
+An executor takes light tasks one by one, keeps a bounded number in flight, and yields outcomes as they come.
+It never retries, never orders, never holds results.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Protocol
+
+from eo_batch.core.errors import ConfigError
+
+Task = tuple[Any, ...]
+Outcome = tuple[Task, Any]
+"""(arguments, result or exception)."""
+
+KINDS = ("local", "serial")
+
+
+class Executor(Protocol):
+    """A context manager that runs a function over many argument tuples."""
+
+    width: int
+
+    def __enter__(self) -> Executor: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def outcomes(self, work: Callable[..., Any], tasks: Iterable[Task]) -> Iterator[Outcome]:
+        """Outcome of every task, in any order; takes tasks only as fast as they are finished."""
+        ...
+
+
+def make_executor(kind: str, workers: int | None) -> Executor:
+    """Executor of a kind.
+
+    Raises
+    ------
+    ConfigError : `config-invalid` for an unknown kind.
+    """
+    if kind == "serial":
+        return SerialExecutor()
+    if kind == "local":
+        return ThreadExecutor(workers or os.cpu_count() or 1)
+    raise ConfigError(
+        "config-invalid", f'unknown cluster "{kind}"', where="--cluster", fix=f"Use one of: {', '.join(KINDS)}."
+    )
+
+
+class SerialExecutor:
+    """One chunk after the other in this thread: for debugging."""
+
+    width = 1
+
+    def __enter__(self) -> SerialExecutor:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        return None
+
+    def outcomes(self, work: Callable[..., Any], tasks: Iterable[Task]) -> Iterator[Outcome]:
+        """See `Executor.outcomes`."""
+        for task in tasks:
+            try:
+                result = work(*task)
+            except Exception as error:  # an outcome, judged by the driver
+                result = error
+            yield task, result
+
+
+class ThreadExecutor:
+    """A Dask scheduler and its worker threads inside this process; the dashboard listens on loopback only."""
+
+    def __init__(self, workers: int) -> None:
+        self.width = workers
+        self._client: Any = None
+
+    def __enter__(self) -> ThreadExecutor:
+        import dask
+        from distributed import Client
+
+        dask.config.set({"distributed.worker.memory.target": False, "distributed.worker.memory.spill": False})
+        self._client = Client(
+            processes=False,
+            n_workers=1,
+            threads_per_worker=self.width,
+            memory_limit=0,
+            dashboard_address="127.0.0.1:0",
+            set_as_default=False,
+        )
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._client.close()
+        self._client.cluster.close()
+
+    @property
+    def dashboard(self) -> str:
+        """Address of the Dask dashboard."""
+        return str(self._client.dashboard_link)
+
+    def outcomes(self, work: Callable[..., Any], tasks: Iterable[Task]) -> Iterator[Outcome]:
+        """See `Executor.outcomes`."""
+        return submit_bounded(self._client, work, tasks, in_flight=2 * self.width)
+
+
+def submit_bounded(client: Any, work: Callable[..., Any], tasks: Iterable[Task], *, in_flight: int) -> Iterator[Outcome]:
+    """Run light tasks through a Dask client with at most `in_flight` of them known to the scheduler."""
+    from distributed import as_completed
+
+    queue = iter(tasks)
+    known: dict[str, Task] = {}
+    running = as_completed()
+
+    def submit_next() -> None:
+        task = next(queue, None)
+        if task is not None:
+            future = client.submit(work, *task, pure=False, retries=0)
+            known[future.key] = task
+            running.add(future)
+
+    for _ in range(in_flight):
+        submit_next()
+    for future in running:
+        error = future.exception()
+        result = future.result() if error is None else error
+        task = known.pop(future.key)
+        future.release()
+        yield task, result
+        submit_next()

@@ -1,0 +1,174 @@
+"""One driver per run: numbered, create-only lease files, and a counter that only the owner moves.
+
+Epoch n belongs to whoever creates `lease/00000n.json` first. The owner rewrites `lease/00000n.beat` every few
+seconds. A contender takes epoch n + 1 when the owner is provably gone: its process has ended on this very machine,
+or its counter has not moved for `patience_s` on the contender's own monotonic clock. Clocks of two machines are
+never compared, and no compare-and-swap is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from eo_batch.core.digest import canonical_json
+from eo_batch.core.errors import EoBatchError, LockError
+from eo_batch.outputs.store import Store
+
+BEAT_S = 5.0
+PATIENCE_S = 60.0
+
+
+class Lease:
+    """The right to write a run; a context manager that beats in the background while held."""
+
+    def __init__(self, store: Store, epoch: int) -> None:
+        self.store, self.epoch = store, epoch
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="eo-batch-lease", daemon=True)
+
+    def __enter__(self) -> Lease:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.store.put(_beat_path(self.epoch), b"released")
+
+    def check(self) -> None:
+        """Make sure that nobody took over.
+
+        Raises
+        ------
+        LockError : `lease-lost`.
+        """
+        newest = _newest(self.store)
+        if newest != self.epoch:
+            raise LockError(
+                "lease-lost",
+                f"another driver took over (epoch {newest}, this one is {self.epoch})",
+                where=self.store.name,
+                fix="Let the other one finish; everything this one finished is kept.",
+            )
+
+    def _beat(self) -> None:
+        counter = 0
+        while True:
+            counter += 1
+            try:
+                self.store.put(_beat_path(self.epoch), str(counter).encode())
+            except EoBatchError:
+                pass  # a missed beat is no news: a full or absent disk shows up in the work itself
+            if self._stop.wait(BEAT_S):
+                return
+
+
+def acquire(
+    store: Store, *, patience_s: float = PATIENCE_S, say: Callable[[str], None] = lambda text: None
+) -> Lease:
+    """The lease of a run, newly created or taken over from a driver that is provably gone.
+
+    Raises
+    ------
+    LockError : `run-locked`: another driver is alive.
+    """
+    epoch = _newest(store)
+    if epoch:
+        _wait_until_gone(store, epoch, patience_s, say)
+    owner = {"epoch": epoch + 1, **_me()}
+    if not store.create(_lease_path(epoch + 1), canonical_json(owner)):
+        raise LockError("run-locked", "another driver was faster", where=store.name, fix="Let it finish.")
+    return Lease(store, epoch + 1)
+
+
+def holder(store: Store) -> dict[str, Any] | None:
+    """Who holds or held the run last: epoch, host, pid, `alive` (True, False, or None if it cannot be known here)."""
+    epoch = _newest(store)
+    if not epoch:
+        return None
+    owner = _owner(store, epoch)
+    if _beat(store, epoch) == b"released":
+        alive: bool | None = False
+    elif owner.get("boot") == _me()["boot"]:
+        alive = _is_running(owner)
+    else:
+        alive = None
+    return {"epoch": epoch, "host": owner.get("host", "?"), "pid": owner.get("pid", 0), "alive": alive}
+
+
+def _wait_until_gone(store: Store, epoch: int, patience_s: float, say: Callable[[str], None]) -> None:
+    owner = holder(store)
+    assert owner is not None
+    who = f"host {owner['host']}, pid {owner['pid']}"
+    if owner["alive"] is True:
+        raise LockError("run-locked", f"held by {who}", where=store.name, fix="Let it finish, or end that process first.")
+    if owner["alive"] is False:
+        return
+    say(f"another driver ({who}) may be alive: watching it for {patience_s:.0f} s")
+    seen, started = _beat(store, epoch), time.monotonic()
+    while time.monotonic() - started < patience_s:
+        time.sleep(min(1.0, patience_s / 20))
+        now = _beat(store, epoch)
+        if now == b"released":
+            return
+        if now != seen:
+            raise LockError("run-locked", f"held by {who}, which is working", where=store.name, fix="Let it finish.")
+
+
+def _me() -> dict[str, Any]:
+    process = psutil.Process()
+    return {
+        "host": platform.node(),
+        "boot": f"{platform.node()}:{_boot_id()}",
+        "pid": os.getpid(),
+        "started": f"{process.create_time():.2f}",
+    }
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"{psutil.boot_time():.0f}"
+
+
+def _is_running(owner: dict[str, Any]) -> bool:
+    try:
+        process = psutil.Process(int(owner["pid"]))
+        return f"{process.create_time():.2f}" == owner["started"] and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, KeyError, ValueError):
+        return False
+
+
+def _owner(store: Store, epoch: int) -> dict[str, Any]:
+    try:
+        owner = json.loads(store.get(_lease_path(epoch)))
+    except ValueError:
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _beat(store: Store, epoch: int) -> bytes:
+    return store.get(_beat_path(epoch)) if store.exists(_beat_path(epoch)) else b""
+
+
+def _newest(store: Store) -> int:
+    epochs = [int(name) for path in store.list("lease") if (name := path.removeprefix("lease/").removesuffix(".json")).isdigit()]
+    return max(epochs, default=0)
+
+
+def _lease_path(epoch: int) -> str:
+    return f"lease/{epoch:06d}.json"
+
+
+def _beat_path(epoch: int) -> str:
+    return f"lease/{epoch:06d}.beat"

@@ -1,0 +1,208 @@
+"""What a run became: its frozen items, grid, steps and identities; written once, and what a resume is held against."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+from eo_batch.core.digest import canonical_json, digest, sha256
+from eo_batch.core.errors import ConfigError, IntegrityError, ResumeError
+from eo_batch.core.grid import Grid
+from eo_batch.core.records import ALGORITHM, FORMAT, ItemTable, TimeStep
+from eo_batch.core.region import RegionOnGrid
+from eo_batch.core.timeline import time_steps
+from eo_batch.outputs.store import Store
+from eo_batch.run.request import Request, request_from_json
+from eo_batch.sources.items import items_from_parquet, items_to_parquet, resolve_items
+
+RANK_PROPERTY = "eo-batch:valid_share"
+"""Item property that freezes the measured share of valid pixels (composite "best")."""
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """Everything a chunk is computed from, apart from the segmenter."""
+
+    request: Request
+    items: ItemTable
+    grid: Grid
+    region: RegionOnGrid
+    steps: tuple[TimeStep, ...]
+
+    @property
+    def chunk_count(self) -> int:
+        """Chunks of all time steps."""
+        ny, nx = self.grid.chunks_yx
+        return ny * nx * len(self.steps)
+
+
+def make_inputs(request: Request, documents: Any) -> RunInputs:
+    """Inputs of a request and its frozen STAC documents: a pure function, the same on every machine."""
+    items = resolve_items(documents, request.spec, request.catalog)
+    ranked = tuple(
+        replace(item, rank=float(document["properties"].get(RANK_PROPERTY, item.rank)))
+        for item, document in zip(items.items, items.documents, strict=True)
+    )
+    items = ItemTable(ranked, items.documents)
+    grid, region = request.grid()
+    return RunInputs(request, items, grid, region, time_steps(items, request.spec.time))
+
+
+def write_inputs(store: Store, inputs: RunInputs, *, segmenter_digest: str, version: str) -> None:
+    """Write `request.json`, `items.parquet`, `manifest.json`, in this order; existing equal files stay."""
+    store.create("request.json", inputs.request.to_json())
+    frozen = items_to_parquet(inputs.items)
+    if not store.exists("items.parquet"):
+        store.put("items.parquet", frozen)
+    store.create("manifest.json", canonical_json(manifest_of(store, inputs, segmenter_digest=segmenter_digest, version=version)))
+
+
+def manifest_of(store: Store, inputs: RunInputs, *, segmenter_digest: str, version: str) -> dict[str, Any]:
+    """The manifest as JSON values. No secrets, no clock."""
+    grid = inputs.grid
+    body = {
+        "format": FORMAT,
+        "algorithm": ALGORITHM,
+        "version": version,
+        "name": inputs.request.spec.name,
+        "request": inputs.request.digest,
+        "items": inputs.items.digest,
+        "items_file": sha256(store.get("items.parquet")),
+        "item_count": len(inputs.items),
+        "prompts": [[prompt.id, prompt.text, prompt.threshold] for prompt in inputs.request.spec.prompt_set],
+        "segmenter": segmenter_digest,
+        "batch": inputs.request.spec.model.batch,
+        "grid": {
+            "crs": grid.crs,
+            "resolution": grid.resolution,
+            "rows": [grid.rows.start, grid.rows.stop],
+            "cols": [grid.cols.start, grid.cols.stop],
+            "chunk_px": grid.chunk_px,
+            "window_px": grid.window_px,
+            "stride_px": grid.stride_px,
+        },
+        "steps": [step.label for step in inputs.steps],
+        "chunks": inputs.chunk_count,
+    }
+    return {**body, "digest": digest(body)}
+
+
+def read_request(store: Store) -> Request:
+    """The request a run was started with.
+
+    Raises
+    ------
+    ConfigError : there is no run in the folder.
+    """
+    if not store.exists("request.json"):
+        raise ConfigError(
+            "config-invalid", "there is no run in this folder", where=store.name, fix="Start one: eo-batch run PIPELINE --out RUN."
+        )
+    return request_from_json(store.get("request.json"), where="request.json")
+
+
+def read_inputs(store: Store) -> RunInputs:
+    """Inputs of a run on disk, checked against its manifest where there is one.
+
+    Raises
+    ------
+    IntegrityError : `receipt-mismatch` if manifest, request or items were changed afterwards.
+    ResumeError : `format-newer`, `code-changed`.
+    """
+    request = read_request(store)
+    data = store.get("items.parquet")
+    inputs = make_inputs(request, items_from_parquet(data))
+    manifest = read_manifest(store)
+    if manifest is not None:
+        for name, now in (("request", request.digest), ("items", inputs.items.digest), ("items_file", sha256(data))):
+            if manifest[name] != now:
+                file = "request.json" if name == "request" else "items.parquet"
+                raise IntegrityError(
+                    "receipt-mismatch",
+                    f"{file} is not the file this run was started with",
+                    where=store.name,
+                    fix="Restore it from a copy, or start a new run.",
+                )
+    return inputs
+
+
+def read_manifest(store: Store) -> dict[str, Any] | None:
+    """The manifest of a run, or None if the run was stopped before it was written.
+
+    Raises
+    ------
+    IntegrityError : `receipt-mismatch`: it does not match its own digest.
+    ResumeError : `format-newer` or `code-changed`: this version may not continue the run.
+    """
+    if not store.exists("manifest.json"):
+        return None
+    try:
+        manifest = json.loads(store.get("manifest.json"))
+        body = {key: value for key, value in manifest.items() if key != "digest"}
+        intact = manifest.get("digest") == digest(body)
+    except (ValueError, AttributeError):
+        intact = False
+    if not intact:
+        raise IntegrityError(
+            "receipt-mismatch", "manifest.json was changed by hand or damaged", where=store.name, fix="Restore it from a copy."
+        )
+    if manifest["format"] > FORMAT:
+        raise ResumeError(
+            "format-newer",
+            f"the run uses format {manifest['format']}, this eo-batch knows {FORMAT}",
+            where=store.name,
+            fix="Install the newer eo-batch.",
+        )
+    return manifest
+
+
+def check_resumable(manifest: dict[str, Any], inputs: RunInputs, *, segmenter_digest: str) -> None:
+    """Refuse to continue a run with other code or weights.
+
+    Raises
+    ------
+    ResumeError : `code-changed` or `weights-changed`.
+    """
+    if manifest["algorithm"] != ALGORITHM:
+        raise ResumeError(
+            "code-changed",
+            f"the run was made by algorithm {manifest['algorithm']}, this eo-batch has {ALGORITHM}",
+            fix="Continue with the version that started it, or start a new run.",
+        )
+    if manifest["segmenter"] != segmenter_digest:
+        raise ResumeError(
+            "weights-changed",
+            f"segmenter {inputs.request.spec.model.name}: {manifest['segmenter'][:12]} became {segmenter_digest[:12]}",
+            fix="Restore the weights, or start a new run.",
+        )
+
+
+def check_same_request(stored: Request, asked: Request) -> None:
+    """Refuse to continue a run with another pipeline.
+
+    Raises
+    ------
+    ResumeError : `prompts-changed` or `spec-changed`, naming the first difference.
+    """
+    if stored.to_json() == asked.to_json():
+        return
+    old, new = stored.spec.identity, asked.spec.identity
+    if old["prompts"] != new["prompts"]:
+        before, after = ("; ".join(f'"{p["text"]}" >= {p["threshold"]}' for p in side["prompts"]) for side in (old, new))
+        raise ResumeError("prompts-changed", f"{before} became {after}", fix="Start a new run in another folder.")
+    difference = _first_difference(old, new)
+    if difference is None and stored.region != asked.region:
+        difference = "region: the polygon changed"
+    if difference is not None:
+        raise ResumeError("spec-changed", difference, fix="Start a new run in another folder.")
+
+
+def _first_difference(old: Any, new: Any, path: str = "") -> str | None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            found = _first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+            if found:
+                return found
+        return None
+    return None if old == new else f"{path}: {old} became {new}"

@@ -1,0 +1,118 @@
+"""The end of a run: join footprints over seams, describe the result, and write the marker that makes it exist."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from eo_batch import __version__
+from eo_batch.core.digest import canonical_json, digest, sha256
+from eo_batch.core.errors import IntegrityError
+from eo_batch.core.grid import Chunk
+from eo_batch.models.segmenter import SegmenterInfo
+from eo_batch.outputs.footprints import merge_parts
+from eo_batch.outputs.stac import write_stac
+from eo_batch.outputs.store import Store
+from eo_batch.run.events import Event, Listener
+from eo_batch.run.ledger import failures, get_receipt, receipt_keys
+from eo_batch.run.lease import Lease
+from eo_batch.run.manifest import RunInputs, read_manifest
+
+
+def merge_and_publish(
+    store: Store, inputs: RunInputs, info: SegmenterInfo, *, failed: int, lease: Lease, listener: Listener
+) -> dict[str, int]:
+    """Make `footprints.parquet`, `stac/` and, last, `COMPLETE.json`; rows per prompt text.
+
+    Raises
+    ------
+    IntegrityError : `receipt-mismatch`: receipts and plan do not agree.
+    LockError : `lease-lost`: another driver took over meanwhile.
+    """
+    total = inputs.chunk_count
+    listener(Event("merge", "joining footprints over seams", total, total))
+    finished = set(receipt_keys(store))
+    chunks = list(_chunks(inputs, finished))
+    if len(chunks) != len(finished) or len(chunks) + failed != total:
+        raise IntegrityError(
+            "receipt-mismatch",
+            f"{len(finished):,} receipts and {failed:,} failures do not make up the {total:,} planned chunks",
+            where=store.name,
+            fix="Run eo-batch verify RUN.",
+        )
+    spec = inputs.request.spec
+    merged = merge_parts(
+        store, chunks=chunks, grid=inputs.grid, prompts=spec.prompt_set, steps=inputs.steps, items=inputs.items
+    )
+    listener(Event("publish", "writing STAC and the completion marker", total, total))
+    write_stac(
+        store,
+        name=spec.name,
+        grid=inputs.grid,
+        region=inputs.request.region,
+        prompts=spec.prompt_set,
+        steps=inputs.steps,
+        items=inputs.items,
+        scores=spec.output.scores,
+        licence=inputs.request.catalog.licence,
+        model={"name": info.name, "digest": info.digest, "window_px": inputs.grid.window_px},
+        software={"eo-batch": __version__},
+    )
+    marker = marker_of(store, inputs, failed=failed, rows=merged.rows)
+    lease.check()
+    store.put("COMPLETE.json", canonical_json(marker))
+    return merged.rows
+
+
+def marker_of(store: Store, inputs: RunInputs, *, failed: int, rows: dict[str, int]) -> dict[str, Any]:
+    """Content of `COMPLETE.json`: a function of the results alone, the same for every way to get there."""
+    manifest = read_manifest(store)
+    assert manifest is not None
+    status = {"done": 0, "empty": 0}
+    inside = valid = 0
+    chain = []
+    for key in receipt_keys(store):
+        receipt = get_receipt(store, key)
+        status[receipt.status] += 1
+        inside += receipt.inside_px
+        valid += receipt.valid_px
+        chain.append([key, receipt.digest])
+    return {
+        "run": manifest["digest"],
+        "receipts": digest(chain),
+        "files": {path: sha256(store.get(path)) for path in sorted(_products(store))},
+        "chunks": {"total": inputs.chunk_count, **status, "failed": failed},
+        "partial": failed > 0,
+        "failed": [[f.key, f.code] for f in failures(store)],
+        "inside_px": inside,
+        "valid_px": valid,
+        "footprints": rows,
+    }
+
+
+def read_marker(store: Store) -> dict[str, Any] | None:
+    """The marker of a finished run, or None."""
+    if not store.exists("COMPLETE.json"):
+        return None
+    try:
+        marker = json.loads(store.get("COMPLETE.json"))
+    except ValueError:
+        marker = None
+    if not isinstance(marker, dict) or "files" not in marker:
+        raise IntegrityError("receipt-mismatch", "COMPLETE.json is damaged", where=store.name, fix="Run eo-batch resume RUN --repair.")
+    return marker
+
+
+def _products(store: Store) -> Iterator[str]:
+    """Files of the result that belong to no chunk."""
+    yield "footprints.parquet"
+    yield from store.list("stac")
+    yield from (path for path in store.list("masks.zarr") if not path.startswith(("masks.zarr/mask/c/", "masks.zarr/score/c/")))
+
+
+def _chunks(inputs: RunInputs, finished: set[str]) -> Iterator[Chunk]:
+    for step in inputs.steps:
+        for chunk in inputs.grid.chunks(step.index):
+            if chunk.key in finished:
+                yield chunk

@@ -1,0 +1,345 @@
+"""What a run will take, before it starts: chunks, windows, bytes, memory, disk, time; and a refusal if it cannot fit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from eo_batch.core.errors import ResourceError
+from eo_batch.core.grid import Grid, Span
+from eo_batch.core.records import TimeStep
+from eo_batch.core.region import Region, RegionOnGrid
+from eo_batch.models.segmenter import Segmenter
+from eo_batch.run.events import Event, Listener, silent
+from eo_batch.run.manifest import RANK_PROPERTY, RunInputs, make_inputs
+from eo_batch.run.request import Request
+from eo_batch.run.status import pixel_area_km2
+from eo_batch.sources.search import search_items
+from eo_batch.sources.stack import item_bounds_px, open_source
+
+READ_MB_S = 40.0
+"""Assumed reading rate of one worker from remote storage, megabytes per second of decoded pixels."""
+SAFE_SHARE = 0.8
+"""Share of free memory and disk that a plan may use."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Figures of a run. Bytes are bytes, times are seconds, areas are square kilometres."""
+
+    name: str
+    crs: str
+    shape: tuple[int, int]
+    chunk_px: int
+    steps: int
+    scenes: int
+    chunks: int
+    chunks_with_data: int
+    windows: int
+    windows_distinct: int
+    area_km2: float
+    bytes_to_read: int
+    memory_per_worker: int
+    memory_limit: int
+    disk: int
+    disk_free: int
+    files: int
+    workers: int
+    seconds: float
+    seconds_per_window: float
+    prompts: int
+    licence: str
+
+    @property
+    def recomputed(self) -> float:
+        """Windows computed over distinct windows: 1.0 when no window is computed twice."""
+        return self.windows / self.windows_distinct if self.windows_distinct else 1.0
+
+    def check(self) -> None:
+        """Refuse what cannot fit.
+
+        Raises
+        ------
+        ResourceError : `plan-too-big`, with the setting that would fit.
+        """
+        need = self.memory_per_worker * self.workers
+        if need > self.memory_limit:
+            raise ResourceError(
+                "plan-too-big",
+                f"{self.workers} workers need {_gb(self.memory_per_worker)} each, {_gb(self.memory_limit)} may be used",
+                where=self.name,
+                fix=self._memory_advice(),
+            )
+        if self.disk > self.disk_free * SAFE_SHARE:
+            raise ResourceError(
+                "plan-too-big",
+                f"the run needs about {_gb(self.disk)} on disk, {_gb(self.disk_free)} are free",
+                where=self.name,
+                fix="Free space, choose another --out, or set output.scores = false.",
+            )
+
+    def _memory_advice(self) -> str:
+        if self.memory_per_worker <= self.memory_limit:
+            return f"Use --workers {self.memory_limit // self.memory_per_worker}."
+        for chunk_px in (4096, 2048, 1024, 512, 256):
+            if chunk_px < self.chunk_px:
+                share = ((chunk_px + 0.3 * self.chunk_px) / (1.3 * self.chunk_px)) ** 2
+                if self.memory_per_worker * share <= self.memory_limit:
+                    return f"Set grid.chunk_px = {chunk_px} with --workers 1, or give the plan more memory (limits.memory_gb)."
+        return f"Give the plan at least {_gb(self.memory_per_worker)} (limits.memory_gb), or use fewer bands or a smaller window."
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Label, value and remark of each line of the printed plan."""
+        ny, nx = self.shape
+        return [
+            ("grid", f"{nx:,} x {ny:,} px", self.crs),
+            ("area", f"{self.area_km2:,.1f} km2", "inside the region, one time step"),
+            ("time steps", f"{self.steps:,}", f"{self.scenes:,} scenes"),
+            ("prompts", f"{self.prompts}", ""),
+            ("chunks", f"{self.chunks:,}", f"{self.chunks_with_data:,} may hold data; {self.chunk_px} px"),
+            ("windows", f"{self.windows:,}", f"{self.recomputed:.2f}x: windows that two chunks share are computed by both"),
+            ("to read", _gb(self.bytes_to_read), "decoded pixels"),
+            ("memory", f"{_gb(self.memory_per_worker)} per worker", f"{self.workers} workers; {_gb(self.memory_limit)} may be used"),
+            ("disk", _gb(self.disk), f"{self.files:,} files; {_gb(self.disk_free)} free"),
+            ("time", _duration(self.seconds), f"{self.seconds_per_window * 1000:.0f} ms a window measured here, {READ_MB_S:.0f} MB/s assumed"),
+            ("licence", self.licence or "not stated by the catalog file", ""),
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as JSON values."""
+        return {**asdict(self), "recomputed": round(self.recomputed, 4)}
+
+
+def make_inputs_of(request: Request, *, listener: Listener = silent) -> RunInputs:
+    """Search, freeze and resolve the items of a request.
+
+    Raises
+    ------
+    CatalogError, ConfigError : the search gave no complete or usable answer.
+    """
+    grid, region = request.grid()
+    listener(Event("search", f"searching {request.spec.source.catalog}"))
+    found = search_items(
+        request.spec,
+        request.catalog,
+        region=halo_region(request.region, grid, region),
+        progress=lambda text: listener(Event("search", text)),
+    )
+    for note in found.notes:
+        listener(Event("search", note))
+    inputs = make_inputs(request, found.documents)
+    if request.spec.time.composite != "best":
+        return inputs
+    listener(Event("search", f"measuring valid pixels of {len(inputs.items):,} scenes"))
+    source = open_source(inputs.items, inputs.grid, request.spec, request.catalog)
+    measured = source.survey(inputs.steps)
+    documents = [
+        {**document, "properties": {**document["properties"], RANK_PROPERTY: round(item.rank, 6)}}
+        for item, document in zip(measured.items, measured.documents, strict=True)
+    ]
+    return make_inputs(request, documents)
+
+
+def halo_region(region: Region, grid: Grid, on_grid: RegionOnGrid) -> Region:
+    """The region grown by one window, in longitude and latitude: scenes there can reach a window of the region."""
+    from pyproj import Transformer
+    from shapely import segmentize, transform, union_all
+    from shapely.affinity import translate
+    from shapely.geometry import box
+
+    back = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True)
+    centre = region.centre_lonlat[0]
+
+    def to_lonlat(px: NDArray[np.float64]) -> NDArray[np.float64]:
+        lon, lat = back.transform(px[:, 0] * grid.resolution, -px[:, 1] * grid.resolution)
+        near = (np.asarray(lon) - centre + 180.0) % 360.0 - 180.0 + centre  # continuous around the region
+        return np.stack([near, np.clip(lat, -90, 90)], axis=1)
+
+    grown = on_grid.polygons.simplify(grid.window_px / 8).buffer(grid.window_px * 1.25, join_style="mitre")
+    lonlat = transform(segmentize(grown, grid.window_px), to_lonlat).buffer(0)
+    pieces = []
+    for shift in (-360.0, 0.0, 360.0):
+        piece = translate(lonlat, shift).intersection(box(-180, -90, 180, 90))
+        pieces += [part for part in getattr(piece, "geoms", [piece]) if part.geom_type == "Polygon" and not part.is_empty]
+    both = [part for part in pieces if part.area > 0]
+    assert union_all(both).area > 0
+    return replace(region, parts=tuple(sorted(both, key=lambda part: part.bounds)))
+
+
+def make_plan(
+    inputs: RunInputs,
+    segmenter: Segmenter,
+    *,
+    executor: str | None = None,
+    workers: int | None = None,
+    out: Path | None = None,
+) -> Plan:
+    """Figures of a run; probes the segmenter for its speed, reads no pixels."""
+    spec, grid = inputs.request.spec, inputs.grid
+    kind = executor or spec.cluster.kind
+    count = 1 if kind == "serial" else workers or spec.cluster.workers or os.cpu_count() or 1
+    busy = _busy(inputs)
+    windows_y, windows_x = _windows_along(grid, grid.rows), _windows_along(grid, grid.cols)
+    padded = np.outer(_padded_along(grid, grid.rows), _padded_along(grid, grid.cols))
+    per_chunk = np.outer(windows_y, windows_x)
+    windows = int(sum((per_chunk * hits.any(axis=0)).sum() for hits in busy))
+    distinct = int(sum(_distinct_windows(grid, hits.any(axis=0)) for hits in busy))
+    pair_px = int(sum((padded * hits.sum(axis=0)).sum() for hits in busy))
+    bands = len(spec.source.bands)
+    bytes_to_read = pair_px * (2 * bands + 1)
+    seconds_per_window = _probe_seconds(segmenter, inputs)
+    chunks = inputs.chunk_count
+    deepest = max((int(hits.sum(axis=0).max(initial=0)) for hits in busy), default=0)
+    layers = len(spec.prompt_set) * len(inputs.steps)
+    pixels = grid.shape[0] * grid.shape[1]
+    free = shutil.disk_usage(_existing(out or Path.cwd())).free
+    limit = spec.limits.memory_gb
+    disk_limit = spec.limits.disk_gb
+    return Plan(
+        name=spec.name,
+        crs=grid.crs,
+        shape=grid.shape,
+        chunk_px=grid.chunk_px,
+        steps=len(inputs.steps),
+        scenes=len(inputs.items),
+        chunks=chunks,
+        chunks_with_data=int(sum(hits.any(axis=0).sum() for hits in busy)),
+        windows=windows,
+        windows_distinct=distinct,
+        area_km2=inputs.region.polygons.area * pixel_area_km2(inputs),
+        bytes_to_read=bytes_to_read,
+        memory_per_worker=_memory_per_worker(inputs, segmenter, deepest),
+        memory_limit=int(limit * 1e9) if limit else int(psutil.virtual_memory().available * SAFE_SHARE),
+        disk=int(layers * pixels * (0.05 + 0.5 * spec.output.scores)) + chunks * 20_000,
+        disk_free=min(free, int(disk_limit * 1e9)) if disk_limit else free,
+        files=chunks * (2 + len(spec.prompt_set) * (1 + spec.output.scores)),
+        workers=count,
+        seconds=(windows * seconds_per_window + bytes_to_read / (READ_MB_S * 1e6)) / count,
+        seconds_per_window=seconds_per_window,
+        prompts=len(spec.prompt_set),
+        licence=inputs.request.catalog.licence,
+    )
+
+
+def _busy(inputs: RunInputs) -> list[NDArray[np.uint16]]:
+    """For each step, how many scenes may touch each chunk that meets the region: uint16 (1, chunk row, chunk column)."""
+    grid = inputs.grid
+    wanted = _chunks_in_region(grid, inputs.region)
+    bounds = item_bounds_px(inputs.items, grid)
+    return [(_hits(grid, bounds, step) * wanted)[None] for step in inputs.steps]
+
+
+def _hits(grid: Grid, bounds: NDArray[np.float64], step: TimeStep) -> NDArray[np.uint16]:
+    ny, nx = grid.chunks_yx
+    hits = np.zeros((ny + 1, nx + 1), np.int32)  # a two-dimensional difference array: one add per scene corner
+    reach = grid.window_px
+    for index in step.items:
+        west, north, east, south = bounds[index]
+        y0, y1 = _chunk_range(north - reach, south + reach, grid.rows, grid.chunk_px, ny)
+        x0, x1 = _chunk_range(west - reach, east + reach, grid.cols, grid.chunk_px, nx)
+        if y0 < y1 and x0 < x1:
+            hits[y0, x0] += 1
+            hits[y1, x0] -= 1
+            hits[y0, x1] -= 1
+            hits[y1, x1] += 1
+    return hits.cumsum(axis=0).cumsum(axis=1)[:ny, :nx].astype(np.uint16)
+
+
+def _chunk_range(low: float, high: float, whole: Span, chunk_px: int, count: int) -> tuple[int, int]:
+    first = int(np.clip(np.floor((low - whole.start) / chunk_px), 0, count))
+    last = int(np.clip(np.floor((high - whole.start) / chunk_px) + 1, 0, count))
+    return first, last
+
+
+def _chunks_in_region(grid: Grid, region: RegionOnGrid) -> NDArray[np.bool_]:
+    """Chunks whose box meets the region, bool (chunk row, chunk column)."""
+    from shapely import box, intersects, prepare
+
+    ny, nx = grid.chunks_yx
+    prepare(region.polygons)
+    tops = grid.rows.start + np.arange(ny) * grid.chunk_px
+    lefts = grid.cols.start + np.arange(nx) * grid.chunk_px
+    bottoms = np.minimum(tops + grid.chunk_px, grid.rows.stop)
+    rights = np.minimum(lefts + grid.chunk_px, grid.cols.stop)
+    return np.stack([intersects(region.polygons, box(lefts, top, rights, bottom)) for top, bottom in zip(tops, bottoms, strict=True)])
+
+
+def _windows_along(grid: Grid, whole: Span) -> NDArray[np.int64]:
+    return np.array([len(grid.touching(span)) for span in grid.interiors(whole)])
+
+
+def _padded_along(grid: Grid, whole: Span) -> NDArray[np.int64]:
+    return np.array([len(grid.padded(span)) for span in grid.interiors(whole)])
+
+
+def _distinct_windows(grid: Grid, busy: NDArray[np.bool_]) -> int:
+    """Lattice windows that touch at least one busy chunk."""
+    first_y, first_x = grid.touching(grid.rows)[0], grid.touching(grid.cols)[0]
+    touched = np.zeros((len(grid.touching(grid.rows)) + 1, len(grid.touching(grid.cols)) + 1), np.int32)
+    rows = [grid.touching(span) for span in grid.interiors(grid.rows)]
+    cols = [grid.touching(span) for span in grid.interiors(grid.cols)]
+    for iy, ix in np.argwhere(busy):
+        y0, y1 = rows[iy][0] - first_y, rows[iy][-1] - first_y + 1
+        x0, x1 = cols[ix][0] - first_x, cols[ix][-1] - first_x + 1
+        touched[y0, x0] += 1
+        touched[y1, x0] -= 1
+        touched[y0, x1] -= 1
+        touched[y1, x1] += 1
+    return int((touched.cumsum(axis=0).cumsum(axis=1) > 0).sum())
+
+
+def _memory_per_worker(inputs: RunInputs, segmenter: Segmenter, deepest: int) -> int:
+    """Estimate of the peak of one chunk task in bytes, the largest chunk of the run taken."""
+    spec, grid = inputs.request.spec, inputs.grid
+    side_y = max(_padded_along(grid, grid.rows))
+    side_x = max(_padded_along(grid, grid.cols))
+    padded = int(side_y) * int(side_x)
+    interior = min(grid.chunk_px, grid.shape[0]) * min(grid.chunk_px, grid.shape[1])
+    bands, prompts = len(spec.source.bands), len(spec.prompt_set)
+    scene = padded * (4 * bands + 2)  # the composite and its validity
+    reading = padded * (4 * (bands + 1) + 8 + 4)  # one scene on its way in, float32, with its source block
+    blending = interior * (4 * prompts + 4 + 2 * prompts) + interior * deepest
+    window = spec.model.batch * grid.window_px**2 * (4 * bands + 4 * prompts) + segmenter.info.memory_bytes(
+        spec.model.batch, grid.window_px, bands, prompts
+    )
+    median = padded * 4 * bands if spec.time.composite == "median" else 0
+    return int(scene + max(reading + median, blending + window)) + 64_000_000
+
+
+def _probe_seconds(segmenter: Segmenter, inputs: RunInputs) -> float:
+    """Seconds of one window, measured on one batch after a warm-up."""
+    spec = inputs.request.spec
+    side, batch = inputs.grid.window_px, spec.model.batch
+    images = np.full((batch, len(spec.source.bands), side, side), 0.1, np.float32)
+    prompts = segmenter.encode_prompts(spec.prompt_set)
+    best = np.inf
+    for _ in range(2):
+        start = time.perf_counter()
+        segmenter.decode(segmenter.encode_images(images), prompts)
+        best = min(best, time.perf_counter() - start)
+    return best / batch
+
+
+def _existing(path: Path) -> Path:
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"about {seconds:.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
