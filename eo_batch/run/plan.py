@@ -17,6 +17,7 @@ from eo_batch.core.errors import ResourceError
 from eo_batch.core.grid import Grid, Span
 from eo_batch.core.records import TimeStep
 from eo_batch.core.region import Region, RegionOnGrid
+from eo_batch.models.registry import load_segmenter
 from eo_batch.models.segmenter import Segmenter
 from eo_batch.run.events import Event, Listener, silent
 from eo_batch.run.manifest import RANK_PROPERTY, RunInputs, make_inputs
@@ -146,6 +147,21 @@ def make_inputs_of(request: Request, *, listener: Listener = silent) -> RunInput
         for item, document in zip(measured.items, measured.documents, strict=True)
     ]
     return make_inputs(request, documents)
+
+
+def plan_run(
+    request: Request,
+    *,
+    executor: str | None = None,
+    workers: int | None = None,
+    out: Path | None = None,
+    listener: Listener = silent,
+) -> Plan:
+    """Search and plan a request without starting it; errors as `make_inputs_of`, and of loading the segmenter."""
+    spec = request.spec
+    segmenter = load_segmenter(spec.model, spec.source.bands)
+    inputs = make_inputs_of(request, listener=listener)
+    return make_plan(inputs, segmenter, executor=executor, workers=workers, out=out)
 
 
 def halo_region(region: Region, grid: Grid, on_grid: RegionOnGrid) -> Region:
