@@ -1,0 +1,223 @@
+"""From the pixels of a chunk to the logits of its interior: lattice windows, fixed batches, one order of sums.
+
+Every number here depends on a window's own content and on absolute positions. So the logits of a pixel are the same
+bits whatever chunk it is computed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eo_batch.core.errors import IntegrityError, ModelError
+from eo_batch.core.grid import Chunk, Grid, Window
+from eo_batch.core.prompts import PromptSet
+from eo_batch.models.segmenter import FLOAT_BYTES, Segmenter, SegmenterInfo
+
+TAPER_FLOOR = 0.01
+"""Smallest weight of the taper before it is normalised: at the outermost pixel of a window."""
+PROBE_SEED = 20150623
+"""Seed of the windows that `probe_segmenter` shows; any fixed number does."""
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """What `probe_segmenter` found.
+
+    Parameters
+    ----------
+    position_independent : a window gives the same bytes in every place of a batch, whatever its batch mates.
+    logit_range : smallest and largest logit seen.
+    """
+
+    position_independent: bool
+    logit_range: tuple[float, float]
+
+
+def score_chunk(
+    segmenter: Segmenter,
+    prompt_features: Any,
+    *,
+    pixels: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+    inside: NDArray[np.bool_],
+    grid: Grid,
+    chunk: Chunk,
+    prompts: int,
+    batch: int,
+) -> NDArray[np.float32]:
+    """Blended logits of the interior of `chunk`, float32 (prompt, y, x); NaN where not `valid` or not `inside`.
+
+    A pixel's logit is the sum over all windows that cover it of window_weight x logit, in row-major window order.
+    The weights of the windows over a pixel sum to 1 (`window_weights`). Inside a window, pixels without observation
+    hold the mean of the window's observed pixels, band by band.
+
+    Parameters
+    ----------
+    prompt_features : what `segmenter.encode_prompts` gave for the `prompts` prompts.
+    pixels : float32 (band, y, x) over the padded chunk, finite where `valid`.
+    valid : bool (y, x) over the padded chunk.
+    inside : bool (y, x) over the interior: pixel centre lies in the region.
+    batch : windows per call of the segmenter; the last batch repeats its last window, and its answers are dropped.
+
+    Raises
+    ------
+    ModelError : `model-shape`, `model-not-finite`, `model-oom`.
+    """
+    assert pixels.shape[1:] == valid.shape == chunk.padded_shape
+    assert inside.shape == chunk.shape
+    rows, cols = chunk.rows.within(chunk.padded_rows), chunk.cols.within(chunk.padded_cols)
+    kept = valid[rows, cols] & inside
+    logits = np.zeros((prompts, *chunk.shape), np.float32)
+    weights = window_weights(grid.window_px, grid.stride_px)
+    windows = [window for window in grid.windows(chunk) if _keeps(window, chunk, kept)]
+    images = np.empty((batch, pixels.shape[0], grid.window_px, grid.window_px), np.float32)
+    for some in _batches(windows, batch):
+        for slot in range(batch):
+            window = some[min(slot, len(some) - 1)]
+            _cut(pixels, valid, window=window, chunk=chunk, out=images[slot])
+        answers = _ask(segmenter, images, prompt_features, prompts=prompts, where=f"chunk {chunk.key}")
+        for window, answer in zip(some, answers, strict=False):
+            _check_finite(answer, images, window=window, where=f"chunk {chunk.key}")
+            _add(logits, answer, weights, window=window, chunk=chunk)
+    logits[:, ~kept] = np.nan
+    return logits
+
+
+@lru_cache(maxsize=8)
+def window_weights(window_px: int, stride_px: int) -> NDArray[np.float32]:
+    """Blending weights of a window, float32 (window_px, window_px), read-only.
+
+    Separable: a raised cosine with a floor along each axis, divided by the sum of the tapers of all lattice windows over
+    the pixel. So the weights of the windows over any pixel sum to 1, and a window alone over a pixel has weight exactly 1.
+    """
+    phase = (np.arange(window_px) + 0.5) / window_px
+    taper = TAPER_FLOOR + (1.0 - TAPER_FLOOR) * 0.5 * (1.0 - np.cos(2.0 * np.pi * phase))
+    taper = (taper + taper[::-1]) / 2
+    total = np.zeros(stride_px)
+    for start in range(0, window_px, stride_px):
+        part = taper[start : start + stride_px]
+        total[: len(part)] += part
+    share = taper / total[np.arange(window_px) % stride_px]
+    weights = np.outer(share, share).astype(np.float32)
+    weights.flags.writeable = False
+    return weights
+
+
+def inference_bytes(info: SegmenterInfo, grid: Grid, *, bands: int, prompts: int, batch: int) -> int:
+    """Estimated peak memory in bytes of `score_chunk` for a full chunk, its inputs not included."""
+    logits = FLOAT_BYTES * prompts * grid.chunk_px * grid.chunk_px
+    call = info.memory_bytes(bands=bands, prompts=prompts, window_px=grid.window_px, batch=batch)
+    return logits + call + 2 * grid.chunk_px * grid.chunk_px
+
+
+def probe_segmenter(segmenter: Segmenter, prompts: PromptSet, bands: Sequence[str], *, window_px: int, batch: int) -> ProbeReport:
+    """Show a segmenter made-up windows once before a run, and see whether its answers can be trusted.
+
+    Raises
+    ------
+    ConfigError : a prompt that it cannot serve.
+    ModelError : `model-shape`, `model-not-finite`.
+    IntegrityError : `nondeterministic-output`: the same batch gave other bytes the second time.
+    """
+    low, high = segmenter.info.pixel_range
+    shape = (batch, len(bands), window_px, window_px)
+    images = np.random.default_rng(PROBE_SEED).uniform(low, high, shape).astype(np.float32)
+    features = segmenter.encode_prompts(prompts)
+    where = f'segmenter "{segmenter.info.name}"'
+    first = _ask(segmenter, images, features, prompts=len(prompts), where=where).copy()
+    if not np.isfinite(first).all():
+        raise _not_finite(first, where=f"{where}, made-up window")
+    if _ask(segmenter, images, features, prompts=len(prompts), where=where).tobytes() != first.tobytes():
+        raise IntegrityError(
+            "nondeterministic-output",
+            "the same windows gave other logits the second time",
+            where=where,
+            fix="A run could not be resumed or checked. Switch off what is random in it (dropout, autotuning, atomics).",
+        )
+    independent = True
+    if batch > 1:
+        mixed = images.copy()
+        mixed[0], mixed[1:] = images[1], images[0]
+        moved = _ask(segmenter, mixed, features, prompts=len(prompts), where=where)
+        independent = np.array_equal(moved[0], first[1]) and all(np.array_equal(answer, first[0]) for answer in moved[1:])
+    return ProbeReport(independent, (float(first.min()), float(first.max())))
+
+
+def _batches(windows: list[Window], batch: int) -> Iterator[list[Window]]:
+    for start in range(0, len(windows), batch):
+        yield windows[start : start + batch]
+
+
+def _keeps(window: Window, chunk: Chunk, kept: NDArray[np.bool_]) -> bool:
+    rows, cols = chunk.rows.intersect(window.rows), chunk.cols.intersect(window.cols)
+    return bool(kept[rows.within(chunk.rows), cols.within(chunk.cols)].any())
+
+
+def _cut(
+    pixels: NDArray[np.float32], valid: NDArray[np.bool_], *, window: Window, chunk: Chunk, out: NDArray[np.float32]
+) -> None:
+    """Copy a window into `out` (band, y, x); pixels without observation become the mean of those with one."""
+    rows, cols = window.rows.within(chunk.padded_rows), window.cols.within(chunk.padded_cols)
+    out[...] = pixels[:, rows, cols]
+    missing = ~valid[rows, cols]
+    if not missing.any():
+        return
+    np.copyto(out, np.float32(0), where=missing)
+    # A contiguous array of fixed shape: numpy sums it in one order, whatever chunk it was cut from.
+    total = out.reshape(len(out), -1).sum(axis=1, dtype=np.float64)
+    mean = total / np.count_nonzero(~missing)
+    np.copyto(out, mean.astype(np.float32)[:, None, None], where=missing)
+
+
+def _add(
+    logits: NDArray[np.float32], answer: NDArray[np.float32], weights: NDArray[np.float32], *, window: Window, chunk: Chunk
+) -> None:
+    rows, cols = chunk.rows.intersect(window.rows), chunk.cols.intersect(window.cols)
+    here = rows.within(window.rows), cols.within(window.cols)
+    logits[:, rows.within(chunk.rows), cols.within(chunk.cols)] += answer[:, *here] * weights[here]
+
+
+def _ask(segmenter: Segmenter, images: NDArray[np.float32], features: Any, *, prompts: int, where: str) -> NDArray[np.float32]:
+    name = segmenter.info.name
+    try:
+        answers = segmenter.decode(segmenter.encode_images(images), features)
+    except MemoryError:
+        raise ModelError(
+            "model-oom",
+            f"{len(images)} windows of {images.shape[-1]} px do not fit in memory",
+            where=where,
+            why=f'segmenter "{name}"',
+            fix="Lower model.batch or model.window_px, or use fewer workers.",
+        ) from None
+    expected = (len(images), prompts, *images.shape[2:])
+    found = getattr(answers, "shape", None), str(getattr(answers, "dtype", type(answers).__name__))
+    if found != (expected, "float32"):
+        raise ModelError(
+            "model-shape",
+            f'segmenter "{name}" answered with {found[1]} {found[0]} instead of float32 {expected}',
+            where=where,
+            fix="The axes are (window, prompt, y, x). This is a bug of the segmenter: report it to its makers.",
+        )
+    return answers
+
+
+def _check_finite(answer: NDArray[np.float32], images: NDArray[np.float32], *, window: Window, where: str) -> None:
+    if not np.isfinite(answer).all():
+        assert np.isfinite(images).all(), "pixels given to score_chunk must be finite where valid"
+        raise _not_finite(answer, where=f"{where}, window ({window.row}, {window.col})")
+
+
+def _not_finite(answer: NDArray[np.float32], *, where: str) -> ModelError:
+    count = int(np.count_nonzero(~np.isfinite(answer)))
+    return ModelError(
+        "model-not-finite",
+        f"{count:,} of {answer.size:,} logits are NaN or infinite",
+        where=where,
+        fix="Nothing was written for this chunk. Check the weights, the precision and the pixel range of the segmenter.",
+    )

@@ -1,0 +1,171 @@
+"""Which segmenters there are: the ones in this package, and those that installed packages add by entry point.
+
+An installed package adds one with an entry point of group `eo_batch.segmenters` that names a function
+`(ModelSpec, bands) -> Segmenter`. It cannot replace a built-in one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from types import MappingProxyType
+
+from eo_batch.core.errors import ConfigError, EoBatchError, ModelError
+from eo_batch.core.spec import ModelSpec
+from eo_batch.models.segmenter import Segmenter
+
+GROUP = "eo_batch.segmenters"
+"""Entry point group in which installed packages offer segmenters."""
+
+Factory = Callable[[ModelSpec, Sequence[str]], Segmenter]
+
+
+@dataclass(frozen=True)
+class SegmenterEntry:
+    """One line of `eo-batch models list`.
+
+    Parameters
+    ----------
+    name : for `[model] name`.
+    summary : one line for people.
+    licence : of the weights; "none needed" where there are none.
+    origin : "built in" or the distribution that brings it.
+    target : `module:function` of its factory.
+    needs : importable modules that it cannot do without.
+    extra : extra of eo-batch that brings those modules, or "".
+    """
+
+    name: str
+    summary: str
+    licence: str
+    origin: str
+    target: str
+    needs: tuple[str, ...] = ()
+    extra: str = ""
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Modules that are needed and not installed."""
+        return tuple(module for module in self.needs if find_spec(module) is None)
+
+    @property
+    def is_available(self) -> bool:
+        """Nothing that it needs is missing."""
+        return not self.missing
+
+    @property
+    def advice(self) -> str:
+        """What to do to make it available; empty where it is."""
+        if self.is_available:
+            return ""
+        return f'pip install "eo-batch[{self.extra}]"' if self.extra else f"pip install {' '.join(self.missing)}"
+
+
+BUILT_IN: Mapping[str, SegmenterEntry] = MappingProxyType(
+    {
+        entry.name: entry
+        for entry in (
+            SegmenterEntry(
+                "spectral",
+                "published spectral indices: water, vegetation, bare soil, built-up, burnt ground, snow, cloud",
+                "none needed",
+                "built in",
+                "eo_batch.models.spectral:load_spectral",
+            ),
+            SegmenterEntry(
+                "window-mean",
+                "for tests and benchmarks: knows nothing, shows every seam; any prompt",
+                "none needed",
+                "built in",
+                "eo_batch.models.probe:load_window_mean",
+            ),
+        )
+    }
+)
+
+
+def list_segmenters() -> list[SegmenterEntry]:
+    """All segmenters, built-in ones first, then installed ones by name; nothing is imported for it."""
+    return [*BUILT_IN.values(), *(entry for name, entry in sorted(_installed().items()) if name not in BUILT_IN)]
+
+
+def load_segmenter(model: ModelSpec, bands: Sequence[str]) -> Segmenter:
+    """The segmenter that `[model]` asks for, made for `bands` in this order.
+
+    Raises
+    ------
+    ConfigError : `config-invalid`: unknown name, missing extra, a window size it cannot take; or what its factory raises.
+    ModelError : `model-load`: an installed package's segmenter cannot be imported, fails, or is none.
+    """
+    known = {entry.name: entry for entry in list_segmenters()}
+    entry = known.get(model.name)
+    if entry is None:
+        close = difflib.get_close_matches(model.name, known, n=1)
+        hint = f'Did you mean "{close[0]}"? ' if close else ""
+        names = ", ".join(known)
+        raise ConfigError("config-invalid", f'unknown segmenter "{model.name}"', where="model.name", fix=f"{hint}Known: {names}.")
+    if not entry.is_available:
+        raise ConfigError(
+            "config-invalid",
+            f'segmenter "{entry.name}" needs {", ".join(entry.missing)}',
+            where="model.name",
+            why="not installed",
+            fix=f"Run: {entry.advice}",
+        )
+    segmenter = _make(entry, model, bands)
+    forced = segmenter.info.window_px
+    if forced is not None and forced != model.window_px:
+        raise ConfigError(
+            "config-invalid",
+            f'segmenter "{entry.name}" takes windows of {forced} px only, not {model.window_px}',
+            where="model.window_px",
+            fix=f"Set window_px = {forced}.",
+        )
+    return segmenter
+
+
+def _make(entry: SegmenterEntry, model: ModelSpec, bands: Sequence[str]) -> Segmenter:
+    module, _, name = entry.target.partition(":")
+    if entry.origin == "built in":
+        made: Segmenter = getattr(import_module(module), name)(model, tuple(bands))
+        return made
+    try:
+        factory = import_module(module)
+        for part in name.split("."):
+            factory = getattr(factory, part)
+        segmenter = factory(model, tuple(bands))  # type: ignore[operator]
+    except EoBatchError:
+        raise
+    except Exception as error:  # foreign code: whatever it raises, the user must learn whose it is
+        raise _broken(entry, f"{type(error).__name__}: {error}") from error
+    if not isinstance(segmenter, Segmenter):
+        raise _broken(entry, f"it made a {type(segmenter).__name__}, which is no Segmenter")
+    return segmenter
+
+
+def _broken(entry: SegmenterEntry, why: str) -> ModelError:
+    return ModelError(
+        "model-load",
+        f'segmenter "{entry.name}" of the installed package "{entry.origin}" cannot be loaded',
+        where="model.name",
+        why=why,
+        fix=f'Update or remove "{entry.origin}", or choose another segmenter: eo-batch models list.',
+    )
+
+
+def _installed() -> dict[str, SegmenterEntry]:
+    found = sorted(entry_points(group=GROUP), key=lambda point: (point.name, _distribution(point)))
+    return {
+        point.name: SegmenterEntry(
+            point.name, f"from the installed package {_distribution(point)}", "see the package", _distribution(point), point.value
+        )
+        for point in found
+    }
+
+
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else "unknown"
