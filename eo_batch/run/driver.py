@@ -120,7 +120,6 @@ def start_run(
     plan = make_plan(inputs, segmenter, executor=executor, workers=workers, out=out)
     listener(Event("plan", f"{plan.chunks:,} chunks, {plan.scenes:,} scenes", total=plan.chunks, data=plan.as_dict()))
     plan.check()
-    store.make_root()
     with acquire(store) as lease:
         write_inputs(store, inputs, segmenter_digest=segmenter.info.digest, version=__version__)
         return _conduct(store, inputs, segmenter, lease, executor, workers, allow_failed, listener, began)

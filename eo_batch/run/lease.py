@@ -14,6 +14,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ class Lease:
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
         self._thread.join()
-        self.store.put(_beat_path(self.epoch), b"released")
+        with suppress(EoBatchError):  # a full disk must not hide why the run ended; the next driver sees a dead process
+            self.store.put(_beat_path(self.epoch), b"released")
 
     def check(self) -> None:
         """Make sure that nobody took over.
@@ -56,7 +58,7 @@ class Lease:
             raise LockError(
                 "lease-lost",
                 f"another driver took over (epoch {newest}, this one is {self.epoch})",
-                where=self.store.name,
+                where=self.str(store.root),
                 fix="Let the other one finish; everything this one finished is kept.",
             )
 
@@ -64,10 +66,8 @@ class Lease:
         counter = 0
         while True:
             counter += 1
-            try:
+            with suppress(EoBatchError):  # a missed beat is no news: a full or absent disk shows up in the work itself
                 self.store.put(_beat_path(self.epoch), str(counter).encode())
-            except EoBatchError:
-                pass  # a missed beat is no news: a full or absent disk shows up in the work itself
             if self._stop.wait(BEAT_S):
                 return
 
@@ -86,7 +86,7 @@ def acquire(
         _wait_until_gone(store, epoch, patience_s, say)
     owner = {"epoch": epoch + 1, **_me()}
     if not store.create(_lease_path(epoch + 1), canonical_json(owner)):
-        raise LockError("run-locked", "another driver was faster", where=store.name, fix="Let it finish.")
+        raise LockError("run-locked", "another driver was faster", where=str(store.root), fix="Let it finish.")
     return Lease(store, epoch + 1)
 
 
@@ -110,7 +110,7 @@ def _wait_until_gone(store: Store, epoch: int, patience_s: float, say: Callable[
     assert owner is not None
     who = f"host {owner['host']}, pid {owner['pid']}"
     if owner["alive"] is True:
-        raise LockError("run-locked", f"held by {who}", where=store.name, fix="Let it finish, or end that process first.")
+        raise LockError("run-locked", f"held by {who}", where=str(store.root), fix="Let it finish, or end that process first.")
     if owner["alive"] is False:
         return
     say(f"another driver ({who}) may be alive: watching it for {patience_s:.0f} s")
@@ -121,7 +121,7 @@ def _wait_until_gone(store: Store, epoch: int, patience_s: float, say: Callable[
         if now == b"released":
             return
         if now != seen:
-            raise LockError("run-locked", f"held by {who}, which is working", where=store.name, fix="Let it finish.")
+            raise LockError("run-locked", f"held by {who}, which is working", where=str(store.root), fix="Let it finish.")
 
 
 def _me() -> dict[str, Any]:

@@ -97,7 +97,7 @@ def read_request(store: Store) -> Request:
     """
     if not store.exists("request.json"):
         raise ConfigError(
-            "config-invalid", "there is no run in this folder", where=store.name, fix="Start one: eo-batch run PIPELINE --out RUN."
+            "config-invalid", "there is no run in this folder", where=str(store.root), fix="Start one: eo-batch run PIPELINE --out RUN."
         )
     return request_from_json(store.get("request.json"), where="request.json")
 
@@ -121,7 +121,7 @@ def read_inputs(store: Store) -> RunInputs:
                 raise IntegrityError(
                     "receipt-mismatch",
                     f"{file} is not the file this run was started with",
-                    where=store.name,
+                    where=str(store.root),
                     fix="Restore it from a copy, or start a new run.",
                 )
     return inputs
@@ -145,13 +145,13 @@ def read_manifest(store: Store) -> dict[str, Any] | None:
         intact = False
     if not intact:
         raise IntegrityError(
-            "receipt-mismatch", "manifest.json was changed by hand or damaged", where=store.name, fix="Restore it from a copy."
+            "receipt-mismatch", "manifest.json was changed by hand or damaged", where=str(store.root), fix="Restore it from a copy."
         )
     if manifest["format"] > FORMAT:
         raise ResumeError(
             "format-newer",
             f"the run uses format {manifest['format']}, this eo-batch knows {FORMAT}",
-            where=store.name,
+            where=str(store.root),
             fix="Install the newer eo-batch.",
         )
     return manifest

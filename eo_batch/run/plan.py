@@ -323,8 +323,8 @@ def _memory_per_worker(inputs: RunInputs, segmenter: Segmenter, deepest: int) ->
     scene = padded * (4 * bands + 2)  # the composite and its validity
     reading = padded * (4 * (bands + 1) + 8 + 4)  # one scene on its way in, float32, with its source block
     blending = interior * (4 * prompts + 4 + 2 * prompts) + interior * deepest
-    window = spec.model.batch * grid.window_px**2 * (4 * bands + 4 * prompts) + segmenter.info.memory_bytes(
-        spec.model.batch, grid.window_px, bands, prompts
+    window = segmenter.info.memory_bytes(
+        bands=bands, prompts=prompts, window_px=grid.window_px, batch=spec.model.batch
     )
     median = padded * 4 * bands if spec.time.composite == "median" else 0
     return int(scene + max(reading + median, blending + window)) + 64_000_000

@@ -1,0 +1,150 @@
+"""Every operation of the store fails once: kill, full disk, torn write, I/O error. Then resume gives the same bytes.
+
+Each cycle forks a child that suffers the fault at operation n, checks what a reader would see, resumes in this process
+and compares every byte with an undisturbed run. `EO_BATCH_FAULT_STEP` sets how many operations lie between two tries;
+`make faults` runs with step 1.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rundigest import file_digests
+from toy import make_toy, toy_pipeline
+
+from eo_batch.core.errors import EoBatchError
+from eo_batch.outputs.store import Store
+from eo_batch.run.driver import resume_run, start_run
+from eo_batch.run.request import load_pipeline
+from eo_batch.run.status import run_status
+from eo_batch.run.verify import verify_run
+
+STEP = int(os.environ.get("EO_BATCH_FAULT_STEP", "97"))
+OPERATIONS = ("_write", "_fsync", "_rename", "_link", "_fsync_directory")
+KINDS = ("kill", "full", "torn", "eio")
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toy")
+    make_toy(folder, dates=1, size=260)
+    (folder / "pipeline.toml").write_text(toy_pipeline(size=260, prompts=("bright",)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def golden(toy: Path) -> dict[str, str]:
+    out = toy / "golden"
+    assert start_run(load_pipeline(toy / "pipeline.toml"), out, executor="serial").exit_status == 0
+    return file_digests(out)
+
+
+@pytest.fixture(scope="module")
+def operations(toy: Path, golden: dict[str, str]) -> int:
+    """Store operations of an undisturbed run."""
+    out = toy / "counted"
+    count = suffer(toy, out, kind="none", at=0)
+    assert file_digests(out) == golden
+    return count
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fault_at_any_operation_loses_nothing(toy: Path, golden: dict[str, str], operations: int, kind: str) -> None:
+    cycles = 0
+    for at in range(1 + KINDS.index(kind), operations + 1, STEP):
+        out = toy / f"{kind}-{at}"
+        suffer(toy, out, kind=kind, at=at)
+        check_visible(out)
+        if (out / "request.json").exists():
+            resume_run(out, executor="serial")
+        else:
+            start_run(load_pipeline(toy / "pipeline.toml"), out, executor="serial")
+        assert file_digests(out) == golden, f"{kind} at operation {at}"
+        cycles += 1
+    assert cycles >= 3
+    print(f"{kind}: {cycles} cycles over {operations} operations")
+
+
+def check_visible(out: Path) -> None:
+    """A reader is never shown a damaged or half-written result."""
+    if not (out / "request.json").exists():
+        return
+    status = run_status(out)
+    if (out / "manifest.json").exists():
+        found = verify_run(out)
+        assert not found.problems, found.problems
+        assert (status.state == "complete") == found.complete
+
+
+def suffer(toy: Path, out: Path, *, kind: str, at: int) -> int:
+    """Run the toy in a forked child that meets one fault; the number of operations it got to."""
+    counter, report = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(counter)
+        code = 70
+        try:
+            count = install(kind, at)
+            try:
+                start_run(load_pipeline(toy / "pipeline.toml"), out, executor="serial")
+                code = 0
+            except EoBatchError as error:
+                code = error.exit_status
+            os.write(report, str(count()).encode())
+        finally:
+            os._exit(code)
+    os.close(report)
+    with os.fdopen(counter) as pipe:
+        text = pipe.read()
+    _, status = os.waitpid(child, 0)
+    if kind in ("kill", "torn"):
+        assert os.WIFSIGNALED(status)
+    elif kind == "full":
+        assert os.waitstatus_to_exitcode(status) == 7
+    elif kind == "eio":
+        assert os.waitstatus_to_exitcode(status) in (0, 7)  # an error while a lease beats or a failure is noted is survived
+    else:
+        assert os.waitstatus_to_exitcode(status) == 0
+    return int(text or 0)
+
+
+def install(kind: str, at: int) -> Callable[[], int]:
+    """Make operation number `at` of this process fail; returns a counter of operations so far."""
+    seen = 0
+
+    def wrap(name: str) -> None:
+        original = getattr(Store, name)
+
+        def operation(self: Store, *args: Any) -> Any:
+            nonlocal seen
+            if "lease" in str(args[0]) or getattr(args[0], "name", "") and "lease" in str(args[0].name):
+                return original(self, *args)  # the beat has its own thread: counting it would make n ambiguous
+            seen += 1
+            if seen == at or (kind == "full" and seen > at > 0):
+                fail(kind, name, original, self, args)
+            return original(self, *args)
+
+        setattr(Store, name, operation)
+
+    for name in OPERATIONS:
+        wrap(name)
+    return lambda: seen
+
+
+def fail(kind: str, name: str, original: Callable[..., Any], store: Store, args: tuple[Any, ...]) -> None:
+    if kind == "torn" and name == "_write":
+        file, data = args
+        file.write(data[: len(data) // 2])
+        file.flush()
+    if kind in ("kill", "torn"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "full":
+        raise OSError(errno.ENOSPC, "no space left")
+    if kind == "eio":
+        raise OSError(errno.EIO, "input/output error")
