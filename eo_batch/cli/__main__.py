@@ -1,0 +1,5 @@
+"""`python -m eo_batch.cli` is `eo-batch`."""
+
+from eo_batch.cli.main import entry
+
+entry()

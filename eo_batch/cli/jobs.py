@@ -1,0 +1,181 @@
+"""Commands that make a map: search, plan, run, resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eo_batch.cli.pipelines import pipeline_path
+from eo_batch.cli.progress import Progress
+from eo_batch.cli.report import Json, Quiet, command, epilog, plain, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from eo_batch.run.driver import RunSummary
+    from eo_batch.run.request import Request
+
+Pipeline = Annotated[
+    Path, typer.Argument(metavar="PIPELINE", help="A pipeline .toml, or the name of one of `eo-batch pipelines list`.")
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+Catalog = Annotated[str | None, typer.Option(help="Use this catalog instead of the pipeline's: a name, an URL or a path.")]
+Cluster = Annotated[
+    str | None, typer.Option(help="Who computes: local (threads of this process) or serial (one chunk at a time).")
+]
+Workers = Annotated[int | None, typer.Option(min=1, max=256, help="Chunks computed at once. Never changes the result.")]
+AllowFailed = Annotated[
+    int, typer.Option(min=0, metavar="N", help="Publish a partial map when at most N chunks failed (exit status 3).")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module to `app`."""
+    add = app.command
+    add("search", epilog=epilog("eo-batch search my.toml --out items.parquet"))(search)
+    add("plan", epilog=epilog("eo-batch plan my.toml"))(plan)
+    add("run", epilog=epilog("eo-batch run my.toml --out runs/water-2024"))(run)
+    add("resume", epilog=epilog("eo-batch resume runs/water-2024"))(resume)
+
+
+@command
+def search(
+    pipeline: Pipeline,
+    out: Annotated[Path | None, typer.Option(help="Also write the found items as stac-geoparquet.")] = None,
+    catalog: Catalog = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """List the scenes that a run would use."""
+    from eo_batch.run.plan import halo_region
+    from eo_batch.sources.items import items_to_parquet, resolve_items
+    from eo_batch.sources.search import search_items
+
+    request = _load(pipeline, catalog)
+    with Progress(as_json=False, quiet=quiet or json) as progress:
+        progress.note("asking the catalog")
+        # The region grown by one window, as a run asks for it: scenes there reach into windows of the region.
+        region = halo_region(request.region, *request.grid())
+        found = search_items(request.spec, request.catalog, region=region, progress=progress.note)
+        table = resolve_items(found.documents, request.spec, request.catalog)
+    if out is not None:
+        from eo_batch.outputs.store import Store
+
+        Store(out.absolute().parent).put(out.name, items_to_parquet(table))
+    notes = [plain(note) for note in found.notes]
+    if json:
+        items = [
+            {"collection": i.collection, "id": i.id, "datetime": i.datetime.isoformat(), "bbox": list(i.bbox)}
+            for i in table.items
+        ]
+        print_json({"items": items, "count": len(items), "digest": table.digest, "notes": notes})
+        return
+    rows = [(item.datetime.strftime("%Y-%m-%d %H:%M"), item.collection, item.id, _cloud(doc)) for item, doc in _pairs(table)]
+    print_table(rows, header=("datetime (UTC)", "collection", "id", "cloud %"))
+    for note in notes:
+        say(f"note: {note}")
+    say(f"{len(table)} items" + (f", written to `{out}`" if out is not None else ""))
+
+
+@command
+def plan(
+    pipeline: Pipeline,
+    cluster: Cluster = None,
+    workers: Workers = None,
+    catalog: Catalog = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what a run would cost, and refuse what cannot fit.
+
+    Prints chunks, windows (and how many are computed twice), scenes, bytes to read, memory, disk and time. Reads no pixel,
+    unless the composite "best" has to measure scenes.
+    """
+    from eo_batch.run.plan import plan_run
+
+    request = _load(pipeline, catalog)
+    with Progress(as_json=False, quiet=quiet or json) as progress:
+        made = plan_run(request, executor=cluster, workers=workers, listener=progress.tell)
+    if json:
+        print_json(made.as_dict())
+    else:
+        print_table(made.rows(), title=f"plan of {request.spec.name}")
+    made.check()
+
+
+@command
+def run(
+    pipeline: Pipeline,
+    out: Annotated[Path, typer.Option(help="New folder for the run.")],
+    cluster: Cluster = None,
+    workers: Workers = None,
+    catalog: Catalog = None,
+    allow_failed: AllowFailed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Make the map.
+
+    Searches, plans, computes every chunk, merges, publishes. Can be stopped at any moment: `eo-batch resume` goes on.
+    """
+    from eo_batch.run.driver import start_run
+
+    request = _load(pipeline, catalog)
+    with Progress(as_json=json, quiet=quiet) as progress:
+        summary = start_run(request, out, executor=cluster, workers=workers, allow_failed=allow_failed, listener=progress.tell)
+    return finish(summary, as_json=json)
+
+
+@command
+def resume(
+    run: RunFolder,
+    repair: Annotated[bool, typer.Option("--repair", help="Check every file first, and compute again what is damaged.")] = False,
+    pipeline: Annotated[Path | None, typer.Option(help="Refuse unless the run was started from this pipeline.")] = None,
+    cluster: Cluster = None,
+    workers: Workers = None,
+    allow_failed: AllowFailed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Go on with a run that was stopped.
+
+    Also after a crash, and to try failed chunks again. Ends with the same bytes as an undisturbed run.
+    """
+    from eo_batch.run.driver import resume_run
+
+    request = None if pipeline is None else _load(pipeline, None)
+    with Progress(as_json=json, quiet=quiet) as progress:
+        summary = resume_run(
+            run,
+            request=request,
+            repair=repair,
+            executor=cluster,
+            workers=workers,
+            allow_failed=allow_failed,
+            listener=progress.tell,
+        )
+    return finish(summary, as_json=json)
+
+
+def finish(summary: RunSummary, *, as_json: bool) -> int:
+    """Print what a run came to; returns its exit status."""
+    if as_json:
+        print_json({"event": "summary", **summary.as_dict()})
+    else:
+        print_table(summary.rows())
+    return summary.exit_status
+
+
+def _load(pipeline: Path, catalog: str | None) -> Request:
+    from eo_batch.run.request import load_pipeline
+
+    return load_pipeline(pipeline_path(pipeline), catalog=catalog)
+
+
+def _pairs(table: Any) -> Any:
+    return zip(table.items, table.documents, strict=True)
+
+
+def _cloud(document: Any) -> str:
+    cover = document["properties"].get("eo:cloud_cover")
+    return f"{cover:.0f}" if isinstance(cover, int | float) else "-"

@@ -1,0 +1,136 @@
+"""What a person sees while a command works: a bar with chunks, km2/h and time left on a terminal, a few lines elsewhere.
+
+`--json` turns every event into one JSON object per line on stdout. Everything for people goes to stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from eo_batch.cli.report import plain, print_json, say
+
+if TYPE_CHECKING:
+    from eo_batch.run.events import Event
+
+LINE_EVERY_S = 10.0
+"""Without a terminal: at most one progress line in so many seconds."""
+TOLD = ("warning", "failure")
+
+
+class Progress:
+    """Listener of a run's events; a context manager that owns the terminal line while it is open.
+
+    Parameters
+    ----------
+    as_json : print events as JSON lines on stdout.
+    quiet : show no progress; warnings and failures are still said.
+    """
+
+    def __init__(self, *, as_json: bool, quiet: bool) -> None:
+        self._as_json = as_json
+        self._quiet = quiet
+        self._bar: Any = None
+        self._task: Any = None
+        self._began: float | None = None
+        self._km2_before = 0.0
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        if not self._quiet and sys.stderr.isatty():
+            self._open_bar()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def note(self, text: str) -> None:
+        """Say what is going on now, where the amount of work is not known."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=plain(text))
+
+    def tell(self, event: Event) -> None:
+        """Show one event."""
+        if self._as_json:
+            facts = {
+                "event": event.kind,
+                "text": event.text,
+                "done": event.done,
+                "total": event.total,
+                "km2": round(event.km2, 6),
+            }
+            print_json({**facts, "data": event.data})
+        if event.kind in TOLD:
+            self._say(f"{event.kind}: {event.text}")
+        if self._quiet:
+            return
+        if self._began is None and event.kind in ("start", "chunk", "failure"):
+            self._began, self._km2_before = time.monotonic(), event.km2 if event.kind == "start" else 0.0
+        if self._bar is not None:
+            self._draw(event)
+        elif event.kind not in TOLD:
+            self._line(event)
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(plain(text), markup=False, highlight=False)
+        else:
+            say(text)
+
+    def _line(self, event: Event) -> None:
+        now = time.monotonic()
+        if event.kind == "chunk":
+            if now - self._last_line < LINE_EVERY_S and event.done < event.total:
+                return
+            self._last_line = now
+            say(f"chunk {event.done:,} of {event.total:,}, {self._rate(event.km2)}")
+        else:
+            say(f"{event.kind}: {event.text}")
+
+    def _rate(self, km2: float) -> str:
+        if self._began is None:
+            return ""
+        return rate_text(km2 - self._km2_before, time.monotonic() - self._began)
+
+    def _draw(self, event: Event) -> None:
+        if event.kind in ("chunk", "failure", "start"):
+            description, rate = "mapping", self._rate(event.km2)
+            self._bar.update(self._task, total=event.total or None, completed=event.done, description=description, rate=rate)
+        elif event.kind not in TOLD:
+            self._bar.update(self._task, description=plain(event.text)[:60])
+
+    def _open_bar(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        def text(field: str) -> TextColumn:
+            return TextColumn(field, markup=False)
+
+        self._bar = Bar(
+            SpinnerColumn(),
+            text("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            text("chunks"),
+            text("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            text("left"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True, highlight=False),
+            transient=True,
+        )
+        self._task = self._bar.add_task("starting", total=None, rate="")
+        self._bar.start()
+
+
+def rate_text(km2: float, seconds: float) -> str:
+    """Speed as `1,234 km2/h`; three digits below 100 km2/h; empty before there is one."""
+    if seconds <= 0 or km2 <= 0:
+        return ""
+    rate = km2 / seconds * 3600
+    return f"{rate:,.0f} km2/h" if rate >= 100 else f"{rate:.3g} km2/h"
