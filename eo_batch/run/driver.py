@@ -227,7 +227,13 @@ class _Ledger:
         assert manifest is not None
         folder = str(self.store.root)
         self.listener(
-            Event("start", f"{self.missing:,} of {self.total:,} chunks to do", self.total - self.missing, self.total, 0.0)
+            Event(
+                "start",
+                f"{self.missing:,} of {self.total:,} chunks to do",
+                self.total - self.missing,
+                self.total,
+                data={"dashboard": pool.dashboard, "workers": pool.width},
+            )
         )
         for task, result in pool.outcomes(execute, self._tasks(folder, manifest["digest"], stop)):
             self._judge(task, result)

@@ -6,10 +6,12 @@ It never retries, never orders, never holds results.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from eo_batch.core.errors import ConfigError
 
@@ -17,6 +19,7 @@ Task = tuple[Any, ...]
 Outcome = tuple[Task, Any]
 """(arguments, result or exception)."""
 
+LOOPBACK = "127.0.0.1:0"
 KINDS = ("local", "serial")
 
 
@@ -24,6 +27,11 @@ class Executor(Protocol):
     """A context manager that runs a function over many argument tuples."""
 
     width: int
+
+    @property
+    def dashboard(self) -> str:
+        """Address of a page that shows the work, or ""."""
+        ...
 
     def __enter__(self) -> Executor: ...
 
@@ -56,6 +64,7 @@ class SerialExecutor:
     """One chunk after the other in this thread: for debugging."""
 
     width = 1
+    dashboard = ""
 
     def __enter__(self) -> SerialExecutor:
         return self
@@ -81,28 +90,30 @@ class ThreadExecutor:
         self._client: Any = None
 
     def __enter__(self) -> ThreadExecutor:
-        import dask
-        from distributed import Client
+        from distributed import Client, LocalCluster
 
-        dask.config.set({"distributed.worker.memory.target": False, "distributed.worker.memory.spill": False})
-        self._client = Client(
+        cluster = LocalCluster(
             processes=False,
             n_workers=1,
             threads_per_worker=self.width,
             memory_limit=0,
-            dashboard_address="127.0.0.1:0",
-            set_as_default=False,
+            dashboard_address=LOOPBACK,
+            worker_dashboard_address=LOOPBACK,  # left out, the worker's own pages listen on every interface
+            silence_logs=logging.ERROR,
         )
+        self._client = Client(cluster, set_as_default=False)
         return self
 
     def __exit__(self, *exc: object) -> None:
+        cluster = self._client.cluster
         self._client.close()
-        self._client.cluster.close()
+        cluster.close()
 
     @property
     def dashboard(self) -> str:
-        """Address of the Dask dashboard."""
-        return str(self._client.dashboard_link)
+        """Address of the Dask dashboard, on loopback."""
+        port = urlsplit(self._client.dashboard_link).port
+        return f"http://127.0.0.1:{port}/status"
 
     def outcomes(self, work: Callable[..., Any], tasks: Iterable[Task]) -> Iterator[Outcome]:
         """See `Executor.outcomes`."""
@@ -115,7 +126,7 @@ def submit_bounded(client: Any, work: Callable[..., Any], tasks: Iterable[Task],
 
     queue = iter(tasks)
     known: dict[str, Task] = {}
-    running = as_completed()
+    running = as_completed(loop=client.loop)
 
     def submit_next() -> None:
         task = next(queue, None)

@@ -58,7 +58,7 @@ class Lease:
             raise LockError(
                 "lease-lost",
                 f"another driver took over (epoch {newest}, this one is {self.epoch})",
-                where=self.str(store.root),
+                where=str(self.store.root),
                 fix="Let the other one finish; everything this one finished is kept.",
             )
 
