@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +19,8 @@ from eo_batch.core.errors import ConfigError
 from eo_batch.core.prompts import PromptSet
 from eo_batch.core.spec import ModelSpec
 from eo_batch.models.segmenter import SegmenterInfo, band_names
-from eo_batch.models.spectral_concepts import (
-    ALTERNATIVES,
-    CONCEPTS,
-    FLOOR,
-    INDICES,
-    LOGIT_AT_MARGIN,
-    Concept,
-    Condition,
-    Rule,
-)
+from eo_batch.models.spectral_concepts import CONCEPTS, LOGIT_AT_MARGIN, Concept, Condition, Rule
+from eo_batch.models.spectral_indices import ALTERNATIVES, FLOOR, INDICES
 
 ALGORITHM = "spectral/1"
 """Raise the number when a formula changes: thresholds and words are in the digest anyway."""
@@ -73,11 +65,10 @@ class SpectralSegmenter:
     info: SegmenterInfo = field(init=False)
 
     def __post_init__(self) -> None:
-        table = digest([ALGORITHM, [asdict(concept) for concept in CONCEPTS]])
         info = SegmenterInfo(
             name="spectral",
             algorithm=ALGORITHM,
-            digest=table,
+            digest=_identity(),
             shares_image_features=True,
             pixel_bytes=4 * (len(self.bands) + 8),
             prompt_pixel_bytes=8,
@@ -125,15 +116,15 @@ class SpectralSegmenter:
         rule = self._rule(concept, text)
         tests = " and ".join(f"{c.index} {c.side} {c.threshold:g}" for c in rule.conditions)
         if _words(text) in map(_words, concept.narrower):
-            return f'"{text}" is answered with all {concept.name}, which reflectance alone cannot tell apart: {tests}'
+            return f'"{text}" is answered with all {concept.name}, as reflectance alone cannot tell them apart: {tests}'
         return f'"{text}" is answered as {concept.name}: {tests}'
 
     def _rule(self, concept: Concept, text: str) -> Rule:
         have = set(self.bands) | {wanted for wanted, some in ALTERNATIVES.items() if set(some) & set(self.bands)}
         for rule in concept.rules:
-            if have.issuperset(rule_bands(rule)):
+            if have.issuperset(rule.bands):
                 return rule
-        choices = " or ".join(band_names(rule_bands(rule)) for rule in concept.rules)
+        choices = " or ".join(band_names(rule.bands) for rule in concept.rules)
         raise ConfigError(
             "config-invalid",
             f'prompt "{text}" needs other bands than {band_names(self.bands)}',
@@ -141,11 +132,6 @@ class SpectralSegmenter:
             why=f'"spectral" finds {concept.name} from {choices}',
             fix="Add the missing bands to source.bands.",
         )
-
-
-def rule_bands(rule: Rule) -> tuple[str, ...]:
-    """Common names of the bands that a rule needs, each once, in order of first use."""
-    return tuple(dict.fromkeys(band for condition in rule.conditions for band in INDICES[condition.index].bands))
 
 
 def find_concept(text: str) -> Concept:
@@ -182,6 +168,16 @@ def load_spectral(model: ModelSpec, bands: Sequence[str]) -> SpectralSegmenter:
             "config-unknown-key", f'unknown key "{min(model.options)}"', where="model.options", fix="spectral has no options."
         )
     return SpectralSegmenter(tuple(bands))
+
+
+def _identity() -> str:
+    """Digest of what decides an answer: numbers and words, not the prose about them."""
+    table = [[c.name, c.synonyms, c.narrower, [list(map(_numbers, rule.conditions)) for rule in c.rules]] for c in CONCEPTS]
+    return digest([ALGORITHM, float(FLOOR), LOGIT_AT_MARGIN, sorted(ALTERNATIVES.items()), table])
+
+
+def _numbers(condition: Condition) -> tuple[str, str, float, float]:
+    return condition.index, condition.side, condition.threshold, condition.margin
 
 
 def _logit(condition: Condition, images: SpectralImages) -> NDArray[np.float32]:

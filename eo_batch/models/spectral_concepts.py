@@ -1,4 +1,4 @@
-"""What the `spectral` segmenter knows: published indices, concepts made of thresholds on them, and the words for them.
+"""What the `spectral` segmenter knows: concepts made of thresholds on published indices, and the words for them.
 
 A table, not a program: `docs/reference/spectral.md` is written from it. Thresholds come from the literature or are argued
 in `why`; none is fitted to a scene.
@@ -6,42 +6,12 @@ in `why`; none is fitted to a scene.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from types import MappingProxyType
 
-import numpy as np
-from numpy.typing import NDArray
+from eo_batch.models.spectral_indices import ALTERNATIVES, FLOOR, INDICES
 
-Plane = NDArray[np.float32]
-Bands = Callable[[str], Plane]
-
-FLOOR = np.float32(1e-4)
-"""Reflectance below one count of Sentinel-2 is not physical (atmospheric correction can give less than 0): it is raised to
-this. So no denominator of a ratio is ever 0, and a normalised difference stays in -1..1."""
 LOGIT_AT_MARGIN = 2.0
 """Logit at one margin beyond a threshold: score 0.88. At the threshold the logit is 0 and the score 0.5."""
-
-ALTERNATIVES: dict[str, tuple[str, ...]] = {"nir": ("nir", "nir08")}
-"""Band names that may stand in for a band, best first: narrow near infrared (Sentinel-2 B8A, Landsat 8 B5) for `nir`."""
-
-
-@dataclass(frozen=True)
-class Index:
-    """A published combination of bands.
-
-    Parameters
-    ----------
-    name, formula, source : for people; `formula` uses the band names.
-    bands : common names it needs.
-    compute : float32 planes of the named bands -> float32 plane. Elementwise, so that no pixel depends on another.
-    """
-
-    name: str
-    formula: str
-    source: str
-    bands: tuple[str, ...]
-    compute: Callable[[Bands], Plane]
 
 
 @dataclass(frozen=True)
@@ -70,6 +40,11 @@ class Rule:
 
     conditions: tuple[Condition, ...]
 
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Common names of the bands it needs, each once, in order of first use."""
+        return tuple(dict.fromkeys(band for condition in self.conditions for band in INDICES[condition.index].bands))
+
 
 @dataclass(frozen=True)
 class Concept:
@@ -91,184 +66,174 @@ class Concept:
     limits: str
 
 
-def _difference(first: str, second: str) -> Callable[[Bands], Plane]:
-    def compute(band: Bands) -> Plane:
-        a, b = band(first), band(second)
-        return (a - b) / (a + b)
-
-    return compute
-
-
-def _brightness(band: Bands) -> Plane:
-    return (band("blue") + band("green") + band("red")) / np.float32(3)
-
-
-def _whiteness(band: Bands) -> Plane:
-    mean = _brightness(band)
-    return (np.abs(band("blue") - mean) + np.abs(band("green") - mean) + np.abs(band("red") - mean)) / mean
-
-
-def _hot(band: Bands) -> Plane:
-    return band("blue") - np.float32(0.5) * band("red") - np.float32(0.08)
-
-
-def _bsi(band: Bands) -> Plane:
-    soil, other = band("swir16") + band("red"), band("nir") + band("blue")
-    return (soil - other) / (soil + other)
-
-
-def _bai_distance(band: Bands) -> Plane:
-    red, nir = band("red") - np.float32(0.1), band("nir") - np.float32(0.06)
-    return np.sqrt(red * red + nir * nir)
-
-
-def _band(name: str) -> Callable[[Bands], Plane]:
-    return lambda band: band(name)
-
-
-INDICES: MappingProxyType[str, Index] = MappingProxyType(
-    {
-        index.name: index
-        for index in (
-            Index(
-                "NDWI",
-                "(green - nir) / (green + nir)",
-                "McFeeters (1996), Int. J. Remote Sensing 17(7), 1425-1432",
-                ("green", "nir"),
-                _difference("green", "nir"),
-            ),
-            Index(
-                "MNDWI",
-                "(green - swir16) / (green + swir16)",
-                "Xu (2006), Int. J. Remote Sensing 27(14), 3025-3033",
-                ("green", "swir16"),
-                _difference("green", "swir16"),
-            ),
-            Index(
-                "NDSI",
-                "(green - swir16) / (green + swir16)",
-                "Hall, Riggs & Salomonson (1995), Remote Sensing of Environment 54(2), 127-140",
-                ("green", "swir16"),
-                _difference("green", "swir16"),
-            ),
-            Index(
-                "NDVI",
-                "(nir - red) / (nir + red)",
-                "Rouse et al. (1974), Third ERTS-1 Symposium, NASA SP-351, 309-317",
-                ("nir", "red"),
-                _difference("nir", "red"),
-            ),
-            Index(
-                "NDBI",
-                "(swir16 - nir) / (swir16 + nir)",
-                "Zha, Gao & Ni (2003), Int. J. Remote Sensing 24(3), 583-594",
-                ("swir16", "nir"),
-                _difference("swir16", "nir"),
-            ),
-            Index(
-                "NBR",
-                "(nir - swir22) / (nir + swir22)",
-                "Key & Benson (2006), FIREMON, USDA RMRS-GTR-164-CD, LA-1",
-                ("nir", "swir22"),
-                _difference("nir", "swir22"),
-            ),
-            Index(
-                "BAI distance",
-                "sqrt((red - 0.1)^2 + (nir - 0.06)^2) = 1 / sqrt(BAI)",
-                "Chuvieco, Martin & Palacios (2002), Int. J. Remote Sensing 23(23), 5103-5110",
-                ("red", "nir"),
-                _bai_distance,
-            ),
-            Index(
-                "BSI",
-                "((swir16 + red) - (nir + blue)) / ((swir16 + red) + (nir + blue))",
-                "Rikimaru, Roy & Miyatake (2002), Tropical Ecology 43(1), 39-47",
-                ("swir16", "red", "nir", "blue"),
-                _bsi,
-            ),
-            Index(
-                "brightness",
-                "(blue + green + red) / 3",
-                "mean visible reflectance, Zhu & Woodcock (2012), Remote Sensing of Environment 118, 83-94, equation 2",
-                ("blue", "green", "red"),
-                _brightness,
-            ),
-            Index(
-                "whiteness",
-                "(|blue - m| + |green - m| + |red - m|) / m, m = (blue + green + red) / 3",
-                "Gomez-Chova et al. (2007), IEEE TGRS 45(12), 4105-4118; Zhu & Woodcock (2012), equation 2",
-                ("blue", "green", "red"),
-                _whiteness,
-            ),
-            Index(
-                "HOT",
-                "blue - 0.5 red - 0.08",
-                "Zhang, Guindon & Cihlar (2002), Remote Sensing of Environment 82, 173-187; Zhu & Woodcock (2012), equation 3",
-                ("blue", "red"),
-                _hot,
-            ),
-            *(
-                Index(name, name, "surface reflectance of the band", (name,), _band(name))
-                for name in ("green", "red", "nir", "swir16", "swir22")
-            ),
-        )
-    }
-)
-
-_NOT_SNOW = Condition(
+_SOBRINO = "Sobrino, Jimenez-Munoz & Paolini (2004), Remote Sensing of Environment 90, 434-440"
+_HALL = "Hall, Riggs & Salomonson (1995)"
+_FMASK = "Zhu & Woodcock (2012)"
+_DARK_NIR = Condition(
     "nir",
     "below",
-    0.15,
+    0.11,
     0.04,
-    "snow and cloud reflect more than 0.11 in the near infrared (Hall et al. 1995), water less; raised for silt",
+    f"water is darker in the near infrared, snow and cloud are brighter: {_HALL}; {_FMASK}, equation 5",
 )
+_NDWI = Condition("NDWI", "above", 0.0, 0.1, "McFeeters (1996): water is positive, soil and plants are not")
+_NO_PLANTS = Condition("NDVI", "below", 0.2, 0.1, f"bare ground lies below 0.2: {_SOBRINO}")
+_CHARCOAL = Condition(
+    "BAI distance",
+    "below",
+    0.1,
+    0.05,
+    "within 0.1 reflectance of charcoal, BAI above 100: Chuvieco et al. (2002); beyond, mixed pixels",
+)
+_NO_WATER = Condition("NDWI", "below", 0.0, 0.1, "water is as dark as charcoal, and positive: McFeeters (1996)")
+_BRIGHT = Condition(
+    "red", "above", 0.16, 0.09, "middle of 0.07 (no cloud) and 0.25 (cloud), the two limits of Sen2Cor's brightness test on red"
+)
+_WHITE = Condition("whiteness", "below", 0.7, 0.2, f"{_FMASK}, equation 2")
+_HAZE = Condition("HOT", "above", 0.0, 0.02, f"{_FMASK}, equation 3")
+_NO_ICE = Condition("NDSI", "below", 0.8, 0.1, f"{_FMASK}, equation 1")
 
 CONCEPTS: tuple[Concept, ...] = (
     Concept(
         name="water",
-        synonyms=("open water", "surface water", "water body", "inland water"),
+        synonyms=("open water", "surface water", "water body", "waterbody", "inland water"),
         narrower=(
-            "river",
-            "lake",
-            "pond",
-            "reservoir",
-            "sea",
-            "ocean",
-            "flood",
-            "flooded area",
-            "flood water",
-            "stream",
-            "canal",
+            *("river", "lake", "pond", "pool", "reservoir", "sea", "ocean", "stream", "canal", "wetland"),
+            *("flood", "flooding", "flooded area", "flooded land", "flood water", "floodwater"),
         ),
         rules=(
-            Rule((Condition("MNDWI", "above", 0.0, 0.1, "Xu (2006): water is positive"), _NOT_SNOW)),
-            Rule((Condition("NDWI", "above", 0.0, 0.1, "McFeeters (1996): water is positive"), _NOT_SNOW)),
+            Rule((_NDWI, Condition("MNDWI", "above", 0.0, 0.1, "Xu (2006): water is positive, built-up land is not"), _DARK_NIR)),
+            Rule((_NDWI, _DARK_NIR)),
         ),
-        limits="shadow on snow; dark roofs and terrain shadow (NDWI more than MNDWI)",
+        limits="Misses water under plants, very turbid water and shores; without swir16, dark roofs may be found. "
+        "Some cloud shadow on wet or dark ground is found.",
     ),
     Concept(
         name="vegetation",
-        synonyms=("green vegetation", "plant", "greenery", "vegetated area"),
-        narrower=("tree", "forest", "woodland", "crop", "cropland", "field", "grass", "grassland", "meadow", "pasture", "shrub"),
-        rules=(
-            Rule(
-                (Condition("NDVI", "above", 0.35, 0.15, "middle of bare soil (0.2) and full cover (0.5), Sobrino et al. (2004)"),)
-            ),
+        synonyms=("green vegetation", "plant", "greenery", "vegetated area", "vegetated land", "plant cover"),
+        narrower=(
+            *("tree", "forest", "woodland", "wood", "shrub", "scrub", "orchard", "vineyard", "park"),
+            *("crop", "cropland", "farmland", "agriculture", "field", "grass", "grassland", "meadow", "pasture"),
         ),
-        limits="dry grass and leafless trees are not found",
+        rules=(Rule((Condition("NDVI", "above", 0.35, 0.15, f"middle of bare ground (0.2) and full cover (0.5): {_SOBRINO}"),)),),
+        limits="Dry grass and leafless trees are not found. Plants under thin cloud still are: mask clouds.",
     ),
     Concept(
         name="bare soil",
-        synonyms=("bare ground", "bare land", "soil", "barren land"),
-        narrower=("sand", "beach", "desert", "ploughed field", "fallow"),
+        synonyms=("bare ground", "bare land", "bare earth", "barren land", "soil"),
+        narrower=("sand", "beach", "dune", "desert", "ploughed field", "fallow", "fallow land", "quarry", "rock", "bare rock"),
         rules=(
             Rule(
                 (
-                    Condition("BSI", "above", 0.0, 0.05, "soil reflects more in swir16 and red than in nir and blue"),
-                    Condition("NDVI", "below", 0.2, 0.1, "bare soil, Sobrino et al. (2004)"),
+                    Condition("BSI", "above", 0.0, 0.05, "swir16 and red outweigh nir and blue on soil: Rikimaru et al. (2002)"),
+                    _NO_PLANTS,
                 )
             ),
         ),
-        limits="roofs and roads of mineral materials look the same",
+        limits="Roofs, roads and burnt ground can look the same.",
+    ),
+    Concept(
+        name="built-up",
+        synonyms=("built up area", "built up land", "built area", "urban", "urban area", "urban land"),
+        narrower=("building", "house", "roof", "settlement", "city", "town", "village", "road", "pavement", "impervious surface"),
+        rules=(
+            Rule(
+                (
+                    Condition("NDBI", "above", 0.0, 0.1, "Zha et al. (2003): built-up land is positive"),
+                    _NO_PLANTS,
+                    Condition("MNDWI", "below", 0.0, 0.1, "Xu (2008), Int. J. Remote Sensing 29(14): built-up land, not water"),
+                )
+            ),
+        ),
+        limits="Bare and burnt ground is found too: indices cannot tell it from roofs. Bright metal roofs are missed.",
+    ),
+    Concept(
+        name="burnt ground",
+        synonyms=(
+            *("burnt", "burned", "burnt area", "burned area", "burnt land", "burned land", "burned ground"),
+            *("burn scar", "fire scar", "wildfire scar", "burned scar", "burnt scar"),
+        ),
+        narrower=("wildfire", "fire", "burnt forest", "burned forest", "charcoal"),
+        rules=(
+            Rule(
+                (
+                    _CHARCOAL,
+                    _NO_WATER,
+                    Condition(
+                        "NBR",
+                        "below",
+                        0.0,
+                        0.1,
+                        "swir22 above nir; changes within 0.1 count as unburnt: Key & Benson (2006)",
+                    ),
+                )
+            ),
+            Rule((_CHARCOAL, _NO_WATER)),
+        ),
+        limits="Finds dark, fresh burns; shadow, dark soil and peat too. Old burns are missed: two dates would be better.",
+    ),
+    Concept(
+        name="snow",
+        synonyms=("snow cover", "snow and ice", "snow or ice"),
+        narrower=("ice", "glacier", "firn", "snowfield"),
+        rules=(
+            Rule(
+                (
+                    Condition("NDSI", "above", 0.4, 0.1, f"{_HALL}"),
+                    Condition("nir", "above", 0.11, 0.04, f"water is darker: {_HALL}"),
+                    Condition("swir16", "below", 0.25, 0.1, "ice cloud is brighter: MODIS snow user guide 6 (Riggs et al. 2015)"),
+                    Condition("green", "above", 0.1, 0.04, "dark targets are not snow: Klein, Hall & Riggs (1998)"),
+                )
+            ),
+        ),
+        limits="Ice cloud can have the same spectrum: mask clouds. Snow under trees is missed.",
+    ),
+    Concept(
+        name="cloud",
+        synonyms=("cloudy", "cloud cover", "clouded area"),
+        narrower=("thick cloud", "haze", "fog"),
+        rules=(
+            Rule((_BRIGHT, _WHITE, _HAZE, _NO_ICE)),
+            Rule((_BRIGHT, _WHITE, _HAZE)),
+        ),
+        limits="Snow, salt, white roofs and foam are found too; thin cirrus is missed.",
     ),
 )
+
+
+def reference_page() -> str:
+    """The text of docs/reference/spectral.md."""
+    lines = [
+        "# Concepts of the `spectral` segmenter",
+        "",
+        "Written from `eo_batch/models/spectral_concepts.py` and held to it by a test; print it with",
+        "`python -c \"from eo_batch.models.spectral_concepts import reference_page; print(reference_page(), end='')\"`.",
+        "",
+        "A prompt is matched to a concept by its words: case, hyphens, articles and plurals do not matter. The first rule whose",
+        "bands are in `source.bands` answers. A rule's logit is the smallest of its conditions' logits (fuzzy AND, Zadeh 1965):",
+        "",
+        f"    logit = {LOGIT_AT_MARGIN:g} x (index - threshold) / margin        (negated where the index must lie below)",
+        "",
+        "So the score is 0.5 at the threshold, 0.88 one margin inside, 0.12 one margin outside. Margins are the width over which",
+        "pixels mix; they shape the score, not the mask at threshold 0.5. Thresholds come from the sources named; none is fitted",
+        "to a scene. Band values are reflectance (0..1).",
+        f"Values below {FLOOR:g} (one count of Sentinel-2) are raised to it first: no ratio divides by zero or leaves -1..1.",
+        "",
+        "Stand-ins: "
+        + "; ".join(f"`{band}` may be {' or '.join(f'`{s}`' for s in some)}" for band, some in ALTERNATIVES.items())
+        + ".",
+        "",
+        "## Indices",
+        "",
+        "| index | formula | source |",
+        "|---|---|---|",
+        *(f"| {index.name} | `{index.formula}` | {index.source} |" for index in INDICES.values()),
+    ]
+    for concept in CONCEPTS:
+        lines += ["", f"## {concept.name}", "", f"Same: {', '.join(concept.synonyms)}.", ""]
+        lines += [f"Answered with all {concept.name}: {', '.join(concept.narrower)}.", "", f"Limits: {concept.limits}"]
+        for number, rule in enumerate(concept.rules, 1):
+            lines += ["", f"Rule {number}, bands {', '.join(f'`{band}`' for band in rule.bands)}:", ""]
+            lines += ["| condition | margin | from |", "|---|---|---|"]
+            lines += [f"| {c.index} {c.side} {c.threshold:g} | {c.margin:g} | {c.why} |" for c in rule.conditions]
+    return "\n".join(lines) + "\n"
