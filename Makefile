@@ -64,7 +64,7 @@ notebooks: $(READY) ## execute notebooks/*.py and keep the outputs in the .ipynb
 
 .PHONY: docs
 docs: $(READY) ## write the generated reference pages again
-	$(RUN)python -m docs.generate
+	$(RUN)python docs/generate.py
 
 .PHONY: clean
 clean: ## remove caches and the demo, keep .venv

@@ -47,8 +47,8 @@ class RegionSpec(_Table):
 class AssetRef(_Table):
     """An asset key and the number of the band inside its file, from 1."""
 
-    asset: str
-    index: int = Field(1, ge=1, le=64)
+    asset: str = Field(description="asset key of the item")
+    index: int = Field(1, ge=1, le=64, description="band number in the file, from 1")
 
 
 class SourceSpec(_Table):
@@ -89,7 +89,9 @@ class GridSpec(_Table):
 class TimeSpec(_Table):
     """`[time]`: how scenes become layers."""
 
-    step: Literal["scene", "month", "year", "all"] = Field("scene", description="one layer per acquisition day, month, year, or one")
+    step: Literal["scene", "month", "year", "all"] = Field(
+        "scene", description="one layer per acquisition day, month, year, or one"
+    )
     composite: Literal["first", "median", "best"] = Field(
         "first", description="first: earliest valid pixel; median of all; best: from the scene with most valid pixels"
     )
@@ -108,7 +110,7 @@ class ModelSpec(_Table):
 class PromptSpec(_Table):
     """`[[prompts]]`: what to map."""
 
-    text: str
+    text: str = Field(description="what to look for, at most 200 characters")
     threshold: float = Field(0.5, gt=0, lt=1, description="score from which a pixel counts as found")
     min_area_m2: float = Field(0.0, ge=0, description="smaller footprints are not reported (masks are not touched)")
 
@@ -122,7 +124,9 @@ class OutputSpec(_Table):
 class LimitsSpec(_Table):
     """`[limits]`: what the plan may use. Never changes a result."""
 
-    memory_gb: float | None = Field(None, gt=0, description="memory for all workers on this machine; default: 80 % of what is free")
+    memory_gb: float | None = Field(
+        None, gt=0, description="memory for all workers on this machine; default: 80 % of what is free"
+    )
     disk_gb: float | None = Field(None, gt=0, description="disk for the run; default: what is free")
     max_failed_percent: float = Field(5.0, ge=0, le=100, description="stop early when more chunks than this have failed")
 
@@ -137,7 +141,7 @@ class ClusterSpec(_Table):
 class PipelineSpec(_Table):
     """A map product: one TOML file in pipelines/."""
 
-    name: Name
+    name: Name = Field(description="of the result: letters, digits, dots, dashes; at most 64")
     region: RegionSpec
     source: SourceSpec
     grid: GridSpec
@@ -182,9 +186,9 @@ class PipelineSpec(_Table):
 class CloudMaskSpec(_Table):
     """Which asset tells clouds, and which of its values or bits are dropped."""
 
-    asset: str
-    kind: Literal["classes", "bits"]
-    drop: list[int] = Field(min_length=1)
+    asset: str = Field(description="asset key of the mask")
+    kind: Literal["classes", "bits"] = Field(description="its values are classes, or sets of bits")
+    drop: list[int] = Field(min_length=1, description="class values, or bit numbers from 0, that mean: do not use this pixel")
 
 
 class CollectionSpec(_Table):
@@ -197,20 +201,24 @@ class CollectionSpec(_Table):
     offset_from_baseline: bool = Field(
         False, description="Sentinel-2: apply -0.1 from processing baseline 04.00 on where metadata give no offset"
     )
-    cloud_mask: CloudMaskSpec | None = None
+    cloud_mask: CloudMaskSpec | None = Field(None, description="which asset tells clouds; none: nothing is masked")
 
 
 class CatalogSpec(_Table):
     """A file in catalogs/: an endpoint we know. It is also the network allow-list of a run."""
 
-    title: str
+    title: str = Field(description="for people")
     url: str = Field(description="API root, catalog.json, item collection or items .parquet; relative: to the working directory")
-    kind: Literal["api", "static", "parquet"] = "api"
-    local: bool = Field(False, description="items may name files; they must lie in or below `root` (default: the catalog's folder)")
-    root: str | None = None
+    kind: Literal["api", "static", "parquet"] = Field(
+        "api", description="STAC API, files that link each other, or stac-geoparquet"
+    )
+    local: bool = Field(
+        False, description="items may name files; they must lie in or below `root` (default: the catalog's folder)"
+    )
+    root: str | None = Field(None, description="folder that files of a local catalog must lie in")
     asset_hosts: list[str] = Field(default_factory=list, description="hosts that assets may come from; *.example.org allowed")
     allow_private: bool = Field(False, description="hosts may resolve to loopback or private addresses (test servers)")
-    signing: Literal["none", "planetary-computer"] = "none"
+    signing: Literal["none", "planetary-computer"] = Field("none", description="how addresses are signed just before reading")
     sign_url: str | None = Field(None, description="token service of the signing scheme")
     page_limit: int = Field(200, ge=1, le=10000, description="items asked for per page")
     requests_at_once: int = Field(8, ge=1, le=256, description="polite limit of simultaneous reads per host")
@@ -245,7 +253,9 @@ def _parse(model: type[_Table], text: bytes, where: str) -> _Table:
     try:
         document = tomllib.loads(text.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError("config-invalid", "not TOML", where=where, why=str(error), fix="Check the syntax at that place.") from None
+        raise ConfigError(
+            "config-invalid", "not TOML", where=where, why=str(error), fix="Check the syntax at that place."
+        ) from None
     return validate(model, document, where=where)
 
 
@@ -272,7 +282,12 @@ def _explain(model: type[_Table], error: ValidationError, where: str) -> ConfigE
         hint = f'Did you mean "{close[0]}"?' if close else f"Known keys here: {', '.join(sorted(known))}."
         return ConfigError("config-unknown-key", f'unknown key "{key}"', where=where, fix=hint)
     text = first["msg"].removeprefix("Value error, ")
-    return ConfigError("config-invalid", f"{key}: {text[:1].lower()}{text[1:]}", where=where, fix=f"See the key {key} in docs/reference/pipeline.md.")
+    return ConfigError(
+        "config-invalid",
+        f"{key}: {text[:1].lower()}{text[1:]}",
+        where=where,
+        fix=f"See the key {key} in docs/reference/pipeline.md.",
+    )
 
 
 def _keys_at(model: type[BaseModel], path: list[Any]) -> list[str]:
