@@ -32,8 +32,8 @@ class WindowMean:
     ----------
     bands : names of the bands, in the order of the band axis.
     band : position of the band that is looked at.
-    cost : passes of a five-point smoothing over the window; about 0.5 ms each at 512 px, so that a run costs as much
-        as with a small network (300 to 500 passes).
+    cost : passes of a five-point smoothing over the window; about 0.3 ms each at 512 px, so that 500 passes cost as much
+        as a small network.
     """
 
     bands: tuple[str, ...]
