@@ -28,6 +28,7 @@ COMMANDS = (
     ("verify",),
     ("export",),
     ("doctor",),
+    ("demo",),
     ("models", "list"),
     ("pipelines", "list"),
     ("pipelines", "show"),

@@ -56,7 +56,9 @@ def search(
         progress.note("asking the catalog")
         # The region grown by one window, as a run asks for it: scenes there reach into windows of the region.
         region = halo_region(request.region, *request.grid())
-        found = search_items(request.spec, request.catalog, region=region, progress=progress.note)
+        found = search_items(
+            request.spec, request.catalog, region=region, progress=lambda count: progress.note(f"{count:,} scenes so far")
+        )
         table = resolve_items(found.documents, request.spec, request.catalog)
     if out is not None:
         from eo_batch.outputs.store import Store

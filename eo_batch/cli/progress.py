@@ -53,6 +53,11 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, description=plain(text))
 
+    def share(self, done: float, text: str) -> None:
+        """Say how much of something that is not chunks is done, 0..1."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=f"{plain(text)[:60]} {100 * done:.0f} %")
+
     def tell(self, event: Event) -> None:
         """Show one event."""
         if self._as_json:
