@@ -148,14 +148,14 @@ def _step(low: float, high: float, value: float) -> float:
 
 @njit(cache=True, nogil=True)
 def _frame(x: float, y: float, seed: int) -> tuple[float, float, float]:
-    """Bent coordinates: `along`, from the sea (-5 km) over plain and mountains (11 km) to the next sea (27 km), and across."""
+    """Bent coordinates: `along`, from the sea (-5 km) over plain to the mountains (11 km), then back, and across."""
     wide_x, wide_y = x / 60000.0, y / 60000.0
     near = 1.0 - np.exp(-(x * x + y * y) / 9.0e8)  # the middle keeps its place for every seed
     bend_u = 9000.0 * near * _noise(wide_x, wide_y, seed + 11) + 2100.0 * _octaves(x / 6500.0, y / 6500.0, 2, seed + 12)
     bend_v = 9000.0 * near * _noise(wide_x, wide_y, seed + 15) + 1300.0 * _noise(x / 5000.0, y / 5000.0, seed + 16)
     u = _INLAND_C * x + _INLAND_S * y + bend_u
     v = -_INLAND_S * x + _INLAND_C * y + bend_v
-    along = (u + 13000.0) % 40000.0 - 13000.0
+    along = (u + 13000.0) % 48000.0 - 13000.0
     if along > 11000.0:
         along = 22000.0 - along  # the far side of the mountains mirrors this one
     return along, u, v
@@ -170,38 +170,41 @@ def _centre_line(along: float, lane: int, seed: int) -> float:
 
 @njit(cache=True, nogil=True)
 def _river(along: float, v: float, seed: int) -> tuple[float, float]:
-    """(distance m to the nearest river's bank, negative on the water; distance to its middle line)."""
+    """(distance m to the nearest river's bank, negative on the water; how deep its valley is cut, 0..1)."""
     lane = int(np.floor(v / 8500.0))
     offset = v - (np.float64(lane) + 0.5) * 8500.0
     line = _centre_line(along, lane, seed)
     lean = (_centre_line(along + 25.0, lane, seed) - line) / 25.0
+    own = _step(4250.0, 3500.0, abs(offset))  # lanes do not know each other's rivers: nothing is left of one at their edge
     half = 24.0 + 36.0 * _step(6000.0, -3500.0, along) + 170.0 * _step(-3800.0, -5600.0, along)
     half *= _step(9200.0, 7600.0, along)
     middle = abs(offset - line) / np.sqrt(1.0 + lean * lean)
-    bank = middle - half if half > 0 else 1.0e9
+    bank = middle - half if half > 0.0 else 1.0e9
+    valley = own * _step(1700.0, 30.0, middle)
     for side in (-1.0, 1.0):
         joins = -1500.0 + 4200.0 * _unit(lane, int(side) + 5, seed + 24)
         reach = along - joins
-        if reach <= 0.0 or reach > 7000.0:
+        life = own * _step(7000.0, 5200.0, reach)
+        if reach <= 0.0 or life <= 0.0:
             continue
         sway = 420.0 * _noise(along / 1500.0, lane * 5.1 + side, seed + 25) * min(1.0, reach / 1200.0)
         steep = 0.62 / (1.0 + reach / 4500.0)
         other = abs(offset - (line + side * steep * reach + sway)) / np.sqrt(1.0 + (lean + side * steep) ** 2)
-        middle = min(middle, other)
-        bank = min(bank, other - 15.0 * _step(7000.0, 5200.0, reach))
-    return bank, middle
+        bank = min(bank, other - 15.0 * life)
+        valley = max(valley, life * _step(0.0, 600.0, reach) * _step(1300.0, 20.0, other))
+    return bank, valley
 
 
 @njit(cache=True, nogil=True)
-def _height(x: float, y: float, along: float, river_m: float, seed: int) -> tuple[float, float]:
+def _height(x: float, y: float, along: float, valley: float, seed: int) -> tuple[float, float]:
     """(height m, share of mountain 0..1)."""
     coast = 0.014 * (along + 5200.0) + 9.0 * _octaves(x / 2300.0, y / 2300.0, 3, seed + 31)
     hill = _step(800.0, 9000.0, along)
     height = min(coast, 0.0) * 2.0 + max(coast, 0.0)
     if hill > 0.0:
-        crest = _ridges(x / 5200.0, y / 5200.0, 6, seed + 41)
+        crest = _ridges(x / 5200.0, y / 5200.0, 8, seed + 41)
         rough = hill * (2350.0 * crest * crest + 500.0 * hill)
-        height += rough * (0.30 + 0.70 * _step(30.0, 1700.0, river_m))
+        height += rough * (1.0 - 0.7 * valley)
     return height, hill
 
 
@@ -269,7 +272,7 @@ def _town(tx: float, ty: float, ti: int, tj: int, near: float, x: float, y: floa
     a, b = int(np.floor(p / 27.0)), int(np.floor(q / 22.0))
     lot = _unit(a, b, seed + 66)
     if lot < 0.50 + 0.48 * min(1.0, density * 1.5):
-        return BUILT, int(255 * min(1.0, 0.15 + 0.85 * _unit(b, a, seed + 67)))
+        return BUILT, int(255 * (0.10 + 0.50 * block + 0.40 * _unit(b, a, seed + 67)))
     return (FOREST if lot > 0.93 else GRASS), 150
 
 
@@ -323,7 +326,7 @@ def _cover(
     grain = _octaves(x / 420.0, y / 420.0, 3, seed + 83)
     patch = _octaves(x / 2100.0, y / 2100.0, 3, seed + 86)
     road, ti, tj, tx, ty, near = _settlement(x, y, seed)
-    buildable = hill < 0.42 and height > 2.5
+    near -= 3.0 * max(0.0, hill - 0.22) + 0.5 * _step(9.0, 2.0, height)
     highway = abs(along - 900.0 - 900.0 * _noise(v / 5200.0, 0.5, seed + 87))
     if highway < 17.0 and hill < 0.5:
         return ROAD, 0, 165, 0.0
@@ -333,9 +336,9 @@ def _cover(
         return WATER, 0, int(120 + 60 * hill + 40 * min(1.0, max(0.0, -along / 5000.0))), 0.0
     if height < 2.2 + 2.0 * patch and along < -1500.0:
         return SAND, 0, int(255 * _step(0.2, 2.0, height)), 0.35 * grain
-    if bank < 14.0 and grain > 0.25:
+    if bank < 16.0 and along < 5000.0 and _noise(x / 170.0, y / 170.0, seed + 89) > 0.38:
         return SAND, 0, 40, 0.2 * grain  # gravel bars
-    if buildable and near > -0.6:
+    if near > -0.6:
         cls, mix = _town(tx, ty, ti, tj, near, x, y, seed)
         if cls:
             return cls, 0, mix, 0.7 * (_unit(int(np.floor(x / 14.0)), int(np.floor(y / 14.0)), seed + 88) - 0.5)
@@ -347,12 +350,13 @@ def _country(
     x: float, y: float, height: float, hill: float, bank: float, grain: float, patch: float, seed: int
 ) -> tuple[int, int, int, float]:
     """(class, kind, mix, tone) outside water, sand and towns: snow, rock, alpine grass, forest, farmland."""
-    snow_line = 1900.0 + 210.0 * grain + 90.0 * _noise(x / 90.0, y / 90.0, seed + 91)
+    rough = _octaves(x / 160.0, y / 160.0, 3, seed + 91) if height > 900.0 else 0.0
+    snow_line = 1880.0 + 190.0 * grain + 130.0 * rough
     if height > snow_line:
         return SNOW, 0, int(255 * _step(0.0, 380.0, height - snow_line)), 0.10 * grain
-    if height > 1560.0 + 260.0 * grain:
+    if height > 1560.0 + 230.0 * grain + 170.0 * rough:
         return ROCK, 0, int(90 + 110 * max(0.0, min(1.0, 0.5 + grain))), 0.8 * grain
-    if height > 1180.0 + 240.0 * grain + 150.0 * patch:
+    if height > 1180.0 + 240.0 * grain + 150.0 * patch + 130.0 * rough:
         return GRASS, 0, int(max(20.0, 200.0 - (height - 1100.0) * 0.25)), 0.4 * grain
     conifer = _step(150.0, 900.0, height + 200.0 * patch)
     if bank < 55.0 + 110.0 * grain or patch + 1.5 * hill + 0.1 * grain > 0.50:
@@ -373,8 +377,8 @@ def _ground(x_m: Any, y_m: Any, seed: int, cls: Any, kind: Any, mix: Any, tone: 
         for col in range(x_m.shape[1]):
             x, y = x_m[row, col], y_m[row, col]
             along, u, v = _frame(x, y, seed)
-            bank, river_m = _river(along, v, seed)
-            metres, hill = _height(x, y, along, river_m, seed)
+            bank, valley = _river(along, v, seed)
+            metres, hill = _height(x, y, along, valley, seed)
             c, k, m, t = _cover(x, y, along, u, v, metres, hill, bank, seed)
             cls[row, col], kind[row, col] = c, k
             mix[row, col] = max(0, min(255, m))
