@@ -32,8 +32,9 @@ class BandAsset:
     band : common name as the pipeline asks for it.
     href : unsigned address of the file.
     index : band number in the file, from 1.
-    scale, offset : physical value = number * scale + offset; already resolved for this item and band.
-    nodata : number that marks "no observation" (may be NaN), or None.
+    scale, offset : physical value = number * scale + offset; resolved for this item and band. Both NaN where the metadata
+        state neither: then the tags of the file decide (1 and 0 where it has none).
+    nodata : number that marks "no observation" (may be NaN), or None where the metadata state none: then the tag of the file.
     checksum : multihash of the file (`file:checksum`), or "".
     """
 
