@@ -1,0 +1,227 @@
+"""What a failed read means, and the one place where reads are tried again.
+
+GDAL reports by text, and its texts hold signed addresses, so no foreign exception leaves this room: it is sorted into one
+of the codes of `AssetError`, the text is made safe, and the new error is raised without its cause. GDAL's own retries are off.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import requests
+from rasterio.errors import RasterioError
+
+from eo_batch.core.errors import AssetError
+from eo_batch.core.hrefs import redact
+
+T = TypeVar("T")
+
+TRANSIENT = frozenset({"asset-rate-limited", "asset-unreachable", "asset-timeout"})
+"""Codes that may go away by themselves. So may "asset-corrupt" from a remote file: a body that was cut on the way."""
+MAX_RETRY_AFTER_S = 120.0
+MAX_RESIGNS = 2
+PROBE_TIMEOUT_S = (10.0, 20.0)
+
+FOREIGN = (RasterioError, OSError, ValueError)
+"""What rasterio raises for files it cannot open or read."""
+
+_CODES = {
+    401: "asset-forbidden",
+    403: "asset-forbidden",
+    404: "asset-not-found",
+    408: "asset-timeout",
+    410: "asset-not-found",
+    429: "asset-rate-limited",
+}
+_FIXES = {
+    "asset-forbidden": "Check the credentials of the catalog, then run eo-batch resume.",
+    "asset-not-found": 'Set missing_assets = "skip" to continue without it.',
+    "asset-rate-limited": "Lower requests_at_once in the catalog file, then run eo-batch resume.",
+    "asset-unreachable": "Check the network, then run eo-batch resume.",
+    "asset-timeout": "Check the network, then run eo-batch resume.",
+    "asset-corrupt": "The file or its transfer is damaged: try eo-batch resume, and report it to the provider if it stays.",
+}
+
+
+@dataclass(frozen=True)
+class Retry:
+    """How often and how patiently reads are tried again.
+
+    Waits are drawn evenly from [0, min(cap_s, base_s * 2**n)] ("full jitter"), or as long as the server asks, if that is longer.
+
+    Parameters
+    ----------
+    tries : reads at most, the first included.
+    base_s, cap_s : seconds; 0 for tests.
+    """
+
+    tries: int = 4
+    base_s: float = 1.0
+    cap_s: float = 60.0
+
+    def wait_s(self, attempt: int, asked_s: float = 0.0) -> float:
+        """Seconds to wait after failed attempt `attempt` (from 0)."""
+        drawn = random.uniform(0.0, min(self.cap_s, self.base_s * 2.0**attempt))
+        return max(drawn, min(asked_s, MAX_RETRY_AFTER_S, self.cap_s * 2))
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A foreign error, understood: its code, a safe cause, and the seconds the server asks to wait."""
+
+    code: str
+    why: str
+    wait_s: float = 0.0
+
+    def error(self, where: str, *, tries: int, seconds: float) -> AssetError:
+        """The error that users see."""
+        count = f" after {tries} tries in {seconds:.0f} s" if tries > 1 else ""
+        return AssetError(self.code, f"could not be read{count}", where=where, why=self.why, fix=_FIXES[self.code])
+
+
+def understand(error: BaseException, path: str) -> Trouble:
+    """What went wrong when `path` was opened or read.
+
+    Parameters
+    ----------
+    path : as given to GDAL; only its host is ever shown.
+    """
+    text = _texts(error)
+    host = host_of(path)
+    status = re.search(r"HTTP response code: (\d{3})", text)
+    if status:
+        return _of_status(int(status[1]), path)
+    if "CURL error" in text or "Could not resolve host" in text:
+        kind = "asset-timeout" if re.search(r"(?i)timed? ?out|too slow", text) else "asset-unreachable"
+        return Trouble(kind, f"{host}: {_curl_cause(text)}")
+    if host:  # reads of an open file lose the status: ask the server itself
+        return _probe(path) or Trouble("asset-corrupt", f"{host} sent bytes that are not the file: {_gdal_cause(text)}")
+    if "No such file" in text or "does not exist" in text:
+        return Trouble("asset-not-found", "no such file")
+    if "Permission denied" in text:
+        return Trouble("asset-forbidden", "no permission to read the file")
+    return Trouble("asset-corrupt", _gdal_cause(text))
+
+
+def with_retries(
+    read: Callable[[], T],
+    *,
+    where: str,
+    path: Callable[[], str],
+    on_fault: Callable[[], None],
+    on_denied: Callable[[], None],
+    retry: Retry,
+) -> T:
+    """Answer of `read`, tried again while there is hope.
+
+    Parameters
+    ----------
+    where : which asset, for messages.
+    path : GDAL path of the last attempt.
+    on_fault : called after each failed attempt: forget open handles.
+    on_denied : called after 401 or 403: forget the signature; raises AssetError where there is nothing to sign.
+
+    Raises
+    ------
+    AssetError : as `understand` says, or raised by `read`; never with a foreign cause.
+    """
+    started, resigned, attempt = time.monotonic(), 0, 0
+    while True:
+        try:
+            return read()
+        except AssetError as error:
+            trouble = Trouble(error.code, error.why or error.what)
+            if error.code not in TRANSIENT:
+                raise
+        except FOREIGN as error:
+            trouble = understand(error, path())
+        on_fault()
+        if trouble.code == "asset-forbidden" and host_of(path()) and resigned < MAX_RESIGNS:
+            resigned += 1
+            denied = _denied(on_denied)
+            if denied is None:
+                continue
+            trouble = Trouble("asset-forbidden", f"{trouble.why} ({denied})")
+        attempt += 1
+        hopeful = trouble.code in TRANSIENT or (trouble.code == "asset-corrupt" and bool(host_of(path())))
+        if not hopeful or attempt >= retry.tries:
+            raise trouble.error(where, tries=attempt, seconds=time.monotonic() - started) from None
+        time.sleep(retry.wait_s(attempt - 1, trouble.wait_s))
+
+
+def host_of(path: str) -> str:
+    """Host of a remote GDAL path ("example.org", "s3 bucket name"), or "" for a file of this machine."""
+    if path.startswith("/vsicurl/"):
+        return urlsplit(path.removeprefix("/vsicurl/")).hostname or "remote"
+    if path.startswith("/vsis3/"):
+        return "s3 " + path.removeprefix("/vsis3/").split("/", 1)[0]
+    return ""
+
+
+def _denied(on_denied: Callable[[], None]) -> str | None:
+    try:
+        on_denied()
+    except AssetError as error:
+        return error.why or "not signed"
+    return None
+
+
+def _of_status(status: int, path: str, retry_after: str = "") -> Trouble:
+    code = _CODES.get(status, "asset-unreachable" if status >= 500 else "asset-corrupt")
+    wait_s = float(retry_after) if retry_after.isdigit() and len(retry_after) < 10 else 0.0
+    if code in TRANSIENT and not retry_after:
+        again = _probe(path)
+        wait_s = again.wait_s if again else 0.0
+    return Trouble(code, f"HTTP {status} from {host_of(path)}", wait_s)
+
+
+def _probe(path: str) -> Trouble | None:
+    """What the server says about one byte of the file now; None where it gives it, or cannot be asked."""
+    if not path.startswith("/vsicurl/"):
+        return None
+    try:
+        with requests.get(
+            path.removeprefix("/vsicurl/"),
+            headers={"Range": "bytes=0-0"},
+            allow_redirects=False,
+            stream=True,
+            timeout=PROBE_TIMEOUT_S,
+        ) as answer:
+            if answer.status_code < 400:
+                return None
+            return _of_status(answer.status_code, path, answer.headers.get("Retry-After", "0"))
+    except requests.Timeout:
+        return Trouble("asset-timeout", f"{host_of(path)} does not answer")
+    except requests.RequestException:
+        return Trouble("asset-unreachable", f"{host_of(path)} cannot be reached")
+
+
+def _texts(error: BaseException) -> str:
+    texts, seen = [], error
+    for _ in range(10):
+        texts.append(str(seen))
+        following = seen.__cause__ or seen.__context__
+        if following is None:
+            break
+        seen = following
+    return "\n".join(texts)
+
+
+def _curl_cause(text: str) -> str:
+    cause = text.split("CURL error", 1)[-1].lstrip(": ").splitlines()[0] if "CURL error" in text else "no such host"
+    return redact(cause)[:200]
+
+
+def _gdal_cause(text: str) -> str:
+    if "not recognized as being in a supported file format" in text or "not recognized as a supported" in text:
+        return "not a readable GeoTIFF"
+    if "Range downloading not supported" in text:
+        return "the server gives no byte ranges"
+    read = re.search(r"Read error at row \d+, col \d+, tile \d+; got \d+ bytes, expected \d+|[A-Za-z]+Decode:[^;\n?]*", text)
+    return redact(read[0])[:200] if read and "4294967295" not in read[0] else "its pixels cannot be decoded"

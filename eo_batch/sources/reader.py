@@ -1,0 +1,381 @@
+"""Pixels of one band of one file on the grid of a run: opened under contract, tried again, never turned into nodata.
+
+A read is decided by (file, band, grid, rule) and absolute pixel indices alone. Where the file's pixels coincide with the
+grid's, they are read as they are; elsewhere `resample.py` finds them. Open files, headers and lattices are kept per process;
+GDAL datasets never leave the thread that opened them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.windows import Window
+
+from eo_batch.core.errors import AssetError
+from eo_batch.core.grid import Grid, Span
+from eo_batch.core.records import BandAsset
+from eo_batch.sources.access import AssetAccess
+from eo_batch.sources.asset_errors import FOREIGN, Retry, host_of, with_retries
+from eo_batch.sources.raster import GDAL_ENV, Header, Placement, choose_level, open_raster, place, read_header
+from eo_batch.sources.resample import Pixels, Positions, average_blocks, decode, positions, resample
+
+T = TypeVar("T")
+
+MAX_OPEN_PER_THREAD = 48
+MAX_HEADERS = 20_000
+MAX_LATTICES = 16
+MAX_LATTICE_BYTES = 16 * 2**20
+READ_PX = 16 * 2**20
+"""Source pixels held at once by one read; longer reads go strip by strip."""
+
+
+@dataclass(frozen=True)
+class DropRule:
+    """Which numbers of a cloud mask are dropped: `classes` lists values, `bits` bit numbers of which none may be set."""
+
+    kind: Literal["classes", "bits"]
+    drop: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BandRead:
+    """What to read: a band asset, for whom, and by which rule.
+
+    Parameters
+    ----------
+    asset : the file and the meaning of its numbers.
+    owner : `band "nir" of item X`, for messages.
+    nearest : nearest neighbour instead of bilinear.
+    drop : for cloud masks: pixels become 1 (keep), 0 (drop) or NaN (the mask says nothing); scale and offset are not used.
+    group : assets of one group must hold numbers of one kind (whole or real), or "" to not compare.
+    """
+
+    asset: BandAsset
+    owner: str
+    nearest: bool = False
+    drop: DropRule | None = None
+    group: str = ""
+
+
+@dataclass
+class _Lru:
+    """Bounded table of a process, safe for threads."""
+
+    size: int
+    entries: OrderedDict[Hashable, Any] = field(default_factory=OrderedDict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def get(self, key: Hashable) -> Any:
+        with self.lock:
+            if key in self.entries:
+                self.entries.move_to_end(key)
+            return self.entries.get(key)
+
+    def put(self, key: Hashable, value: Any) -> None:
+        with self.lock:
+            self.entries[key] = value
+            while len(self.entries) > self.size:
+                self.entries.popitem(last=False)
+
+
+_HEADERS, _LATTICES = _Lru(MAX_HEADERS), _Lru(MAX_LATTICES)
+_KINDS: dict[tuple[str, str], tuple[str, str, str]] = {}
+_GATES: dict[tuple[str, int], threading.BoundedSemaphore] = {}
+_LOCK = threading.Lock()
+_OPEN = threading.local()
+
+
+@dataclass(frozen=True)
+class AssetReader:
+    """Reads bands of files on one grid. Picklable: what it keeps is kept per process, under `token`.
+
+    Parameters
+    ----------
+    token : names the run's inputs, so that two sources in one process share nothing.
+    access : the door to files.
+    grid : of the run.
+    requests_at_once : simultaneous reads per host.
+    retry : patience.
+    """
+
+    token: str
+    access: AssetAccess
+    grid: Grid
+    requests_at_once: int = 8
+    retry: Retry = Retry()
+
+    def read(self, wanted: BandRead, rows: Span, cols: Span) -> tuple[Pixels | None, int]:
+        """Pixels of `wanted` at the grid pixels `rows` x `cols`, and the bytes decoded for them.
+
+        Returns
+        -------
+        float32 (y, x), NaN where not observed, or None where the file does not reach; number of bytes.
+
+        Raises
+        ------
+        AssetError, PolicyError : the file cannot be read, or is not what was announced.
+        """
+        header, placement = self._placement(wanted)
+        work = _Work(self, wanted, header, placement)
+        if placement.aligned_yx is not None:
+            return work.read_aligned(placement.aligned_yx, rows, cols), work.bytes_read
+        at = self._positions(header, placement, rows, cols)
+        return work.read_resampled(at), work.bytes_read
+
+    def _placement(self, wanted: BandRead) -> tuple[Header, Placement]:
+        key = (self.token, self.grid.digest, wanted.asset.href, wanted.asset.index, wanted.nearest)
+        known = _HEADERS.get(key)
+        if known is None:
+            header = self.attempt(wanted, -1, lambda dataset: read_header(dataset, wanted.asset.index, wanted.owner))
+            self._check_kind(wanted, header)
+            overview, block_px = choose_level(header, self.grid, nearest=wanted.nearest, where=wanted.owner)
+            level = header
+            if overview >= 0:
+                level = self.attempt(wanted, overview, lambda dataset: read_header(dataset, wanted.asset.index, wanted.owner))
+            placement = place(header, level, self.grid, overview=overview, block_px=block_px, where=wanted.owner)
+            known = header, placement
+            _HEADERS.put(key, known)
+        header, placement = known
+        return header, placement
+
+    def _check_kind(self, wanted: BandRead, header: Header) -> None:
+        if not wanted.group:
+            return
+        kind = "real" if np.dtype(header.dtype).kind == "f" else "whole"
+        with _LOCK:
+            first = _KINDS.setdefault((self.token, wanted.group), (kind, header.dtype, wanted.owner))
+        if first[0] != kind:
+            what = f"holds {header.dtype} numbers, but {first[2]} holds {first[1]}"
+            raise AssetError("asset-contract", what, where=wanted.owner, fix="Leave one of the two items out.")
+
+    def _positions(self, header: Header, placement: Placement, rows: Span, cols: Span) -> Positions:
+        georeference = placement.georeference
+        key = (self.grid.crs, self.grid.resolution, header.crs, georeference.inverse[:6], rows, cols)
+        known = _LATTICES.get(key)
+        if known is None:
+            known = positions(georeference, rows, cols)
+            if known.exact_u.nbytes < MAX_LATTICE_BYTES:
+                _LATTICES.put(key, known)
+        assert isinstance(known, Positions)
+        return known
+
+    def attempt(self, wanted: BandRead, overview: int, use: Callable[[Any], T]) -> T:
+        """Answer of `use` on the open dataset of a level, tried again as `retry` says."""
+        href, last = wanted.asset.href, [""]
+
+        def once() -> T:
+            with rasterio.Env(**GDAL_ENV):
+                dataset, last[0] = self._dataset(href, overview)
+                with self._gate(last[0]):
+                    return use(dataset)
+
+        return with_retries(
+            once,
+            where=wanted.owner,
+            path=lambda: last[0] or self._last_path(href),
+            on_fault=lambda: _forget(self.token, href),
+            on_denied=lambda: self.access.expired(href, last[0]),
+            retry=self.retry,
+        )
+
+    def _dataset(self, href: str, overview: int) -> tuple[Any, str]:
+        opened = _opened()
+        key = (self.token, href, overview)
+        if key in opened:
+            opened.move_to_end(key)
+            dataset, path = opened[key]
+            return dataset, path
+        path = self.access.open_path(href)
+        _OPEN.path = path
+        with self._gate(path):
+            dataset = open_raster(path, href, overview)
+        opened[key] = dataset, path
+        while len(opened) > MAX_OPEN_PER_THREAD:
+            opened.popitem(last=False)[1][0].close()
+        return dataset, path
+
+    def _last_path(self, href: str) -> str:
+        return str(getattr(_OPEN, "path", href))
+
+    def _gate(self, path: str) -> AbstractContextManager[Any]:
+        host = host_of(path)
+        if not host:
+            return nullcontext()
+        with _LOCK:
+            return _GATES.setdefault((host, self.requests_at_once), threading.BoundedSemaphore(self.requests_at_once))
+
+
+@dataclass
+class _Work:
+    """One read in progress."""
+
+    reader: AssetReader
+    wanted: BandRead
+    header: Header
+    placement: Placement
+    bytes_read: int = 0
+
+    def read_aligned(self, first: tuple[int, int], rows: Span, cols: Span) -> Pixels | None:
+        height, width = (int(np.ceil(n)) for n in self.placement.extent)
+        have_rows = rows.intersect(Span(first[0], first[0] + height))
+        have_cols = cols.intersect(Span(first[1], first[1] + width))
+        if not len(have_rows) or not len(have_cols):
+            return None
+        whole = have_rows == rows and have_cols == cols
+        out = np.empty((len(rows), len(cols)), np.float32) if whole else np.full((len(rows), len(cols)), np.nan, np.float32)
+        self._raster(
+            Span(have_rows.start - first[0], have_rows.stop - first[0]),
+            Span(have_cols.start - first[1], have_cols.stop - first[1]),
+            out[have_rows.within(rows), have_cols.within(cols)],
+        )
+        return out
+
+    def read_resampled(self, at: Positions) -> Pixels | None:
+        if self._needs(at) is None:
+            return None
+        out = np.full((len(at.rows), len(at.cols)), np.nan, np.float32)
+        self._fill(at, out)
+        return out
+
+    def _fill(self, at: Positions, out: Pixels) -> None:
+        needs = self._needs(at)
+        if needs is None:
+            return
+        rows, cols = needs
+        if len(rows) * len(cols) > READ_PX and max(out.shape) > 1:
+            for part in _halves(at):
+                self._fill(part, out[part.rows.within(at.rows), part.cols.within(at.cols)])
+            return
+        source = np.empty((len(rows), len(cols)), np.float32)
+        self._raster(rows, cols, source)
+        resample(
+            source,
+            at,
+            origin=(rows.start, cols.start),
+            extent=self.placement.extent,
+            nearest=self.wanted.nearest,
+            out=out,
+        )
+
+    def _needs(self, at: Positions) -> tuple[Span, Span] | None:
+        """Rows and columns of the raster that the pixels of `at` may use."""
+        box = at.source_box()
+        if box is None:
+            return None
+        height, width = (int(np.ceil(n)) for n in self.placement.extent)
+        u0, v0, u1, v1 = np.clip(box, -1e9, 1e9)
+        if u1 < -1 or v1 < -1 or u0 > width + 1 or v0 > height + 1:
+            return None
+        rows = Span(int(np.floor(v0)) - 2, int(np.ceil(v1)) + 3).intersect(Span(0, height))
+        cols = Span(int(np.floor(u0)) - 2, int(np.ceil(u1)) + 3).intersect(Span(0, width))
+        return (rows, cols) if len(rows) and len(cols) else None
+
+    def _raster(self, rows: Span, cols: Span, out: Pixels) -> None:
+        """Physical pixels `rows` x `cols` of the raster (after averaging) into `out`, strip by strip."""
+        block = self.placement.block_px
+        strip = max(1, READ_PX // (len(cols) * block * block))
+        strip = strip // 1024 * 1024 or strip
+        start = rows.start
+        while start < rows.stop:
+            stop = min(rows.stop, (start // strip + 1) * strip)
+            target = out[start - rows.start : stop - rows.start]
+            if block == 1:
+                self._level(Span(start, stop), cols, target)
+            else:
+                target[:] = self._averaged(Span(start, stop), cols)
+            start = stop
+
+    def _averaged(self, rows: Span, cols: Span) -> Pixels:
+        block = self.placement.block_px
+        height, width = (round(n * block) for n in self.placement.extent)
+        level_rows = Span(rows.start * block, min(rows.stop * block, height))
+        level_cols = Span(cols.start * block, min(cols.stop * block, width))
+        source = np.empty((len(level_rows), len(level_cols)), np.float32)
+        self._level(level_rows, level_cols, source)
+        return average_blocks(source, block)
+
+    def _level(self, rows: Span, cols: Span, out: Pixels) -> None:
+        asset = self.wanted.asset
+        window = Window(cols.start, rows.start, len(cols), len(rows))
+        nodata = self.header.nodata if asset.nodata is None else asset.nodata
+        is_masked = self.header.is_masked and nodata is None
+
+        def read(dataset: Any) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
+            numbers = dataset.read(asset.index, window=window)
+            return numbers, dataset.read_masks(asset.index, window=window) if is_masked else None
+
+        numbers, mask = self.reader.attempt(self.wanted, self.placement.overview, read)
+        if numbers.shape != out.shape:
+            raise AssetError("asset-contract", "changed its size while it was read", where=self.wanted.owner)
+        self.bytes_read += numbers.nbytes
+        if self.wanted.drop is not None:
+            out[:] = _keep(numbers, self.wanted.drop, nodata, self.wanted.owner)
+        else:
+            scale = self.header.scale if np.isnan(asset.scale) else asset.scale
+            offset = self.header.offset if np.isnan(asset.offset) else asset.offset
+            decode(numbers, nodata=nodata, scale=scale, offset=offset, out=out)
+        if mask is not None:
+            out[mask == 0] = np.nan
+
+
+def close_files() -> None:
+    """Close the files that this thread has open."""
+    opened = _opened()
+    while opened:
+        opened.popitem()[1][0].close()
+
+
+def _keep(numbers: NDArray[Any], rule: DropRule, nodata: float | None, owner: str) -> Pixels:
+    if numbers.dtype.kind == "f":
+        raise AssetError("asset-contract", f"is a cloud mask of {numbers.dtype} numbers, expected whole ones", where=owner)
+    if numbers.dtype.itemsize <= 2:
+        values = np.arange(2 ** (8 * numbers.dtype.itemsize), dtype=f"u{numbers.dtype.itemsize}").view(numbers.dtype)
+        table = _keep_values(values, rule, nodata)
+        return table[numbers.view(f"u{numbers.dtype.itemsize}")]
+    return _keep_values(numbers, rule, nodata)
+
+
+def _keep_values(numbers: NDArray[Any], rule: DropRule, nodata: float | None) -> Pixels:
+    if rule.kind == "classes":
+        dropped = np.isin(numbers, rule.drop)
+    else:
+        bits = sum(1 << bit for bit in rule.drop if bit < 8 * numbers.dtype.itemsize)
+        unsigned = numbers.view(f"u{numbers.dtype.itemsize}")
+        dropped = (unsigned & unsigned.dtype.type(bits)) != 0
+    kept = np.where(dropped, np.float32(0), np.float32(1))
+    if nodata is not None:
+        kept[numbers == nodata] = np.nan
+    return kept
+
+
+def _halves(at: Positions) -> tuple[Positions, Positions]:
+    if len(at.rows) >= len(at.cols):
+        middle = at.rows.start + len(at.rows) // 2
+        return at.part(Span(at.rows.start, middle), at.cols), at.part(Span(middle, at.rows.stop), at.cols)
+    middle = at.cols.start + len(at.cols) // 2
+    return at.part(at.rows, Span(at.cols.start, middle)), at.part(at.rows, Span(middle, at.cols.stop))
+
+
+def _opened() -> OrderedDict[tuple[str, str, int], tuple[Any, str]]:
+    if not hasattr(_OPEN, "files"):
+        _OPEN.files = OrderedDict()
+    files: OrderedDict[tuple[str, str, int], tuple[Any, str]] = _OPEN.files
+    return files
+
+
+def _forget(token: str, href: str) -> None:
+    """Close the files of `href` that this thread has open: after a fault nothing of them is believed."""
+    opened = _opened()
+    for key in [key for key in opened if key[:2] == (token, href)]:
+        try:
+            opened.pop(key)[0].close()
+        except FOREIGN:
+            continue  # closing a broken file may fail again; it is gone either way

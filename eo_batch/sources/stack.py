@@ -1,0 +1,296 @@
+"""Scenes of chunks: the items that touch a chunk, stacked on its pixels, composed into one.
+
+stackstac builds the stack (items and bands to one lazy array) with our own reader plugged into its protocol. It gets plain
+dicts with one asset per band, all on the chunk's own grid, so its own guesses (CRS, bounds, scale, errors as nodata) have
+nothing to decide. The stack is computed item by item in this thread: memory stays bounded and a composite can stop early.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyproj
+import stackstac
+from numpy.typing import NDArray
+
+from eo_batch.core.digest import digest
+from eo_batch.core.errors import AssetError
+from eo_batch.core.grid import Chunk, Grid, Span
+from eo_batch.core.records import Item, ItemTable, Scene, TimeStep
+from eo_batch.core.spec import CatalogSpec, PipelineSpec
+from eo_batch.sources.access import AssetAccess
+from eo_batch.sources.asset_errors import Retry
+from eo_batch.sources.composite import Composite, Layer, first_valid, median, valid_of
+from eo_batch.sources.reader import AssetReader, BandRead, DropRule
+
+SURVEY_PX = 512
+"""Longest side of the coarse grid on which a survey measures items."""
+SURVEY_THREADS = 8
+MEDIAN_BYTES = 256 * 2**20
+"""Pixels of all items that a median holds at once; it goes in strips of rows."""
+MASK = "cloud mask"
+BBOX_SAMPLES = 17
+BBOX_MARGIN_DEG = 0.02
+BBOX_MARGIN_SHARE = 0.03
+"""How much larger than its stated box an item may be without being missed: footprints in catalogs are simplified."""
+
+
+def open_source(
+    items: ItemTable, grid: Grid, spec: PipelineSpec, catalog: CatalogSpec, *, retry: Retry | None = None
+) -> SceneSource:
+    """Source of the scenes of a run. Opens nothing yet.
+
+    Parameters
+    ----------
+    items : the frozen search result, resolved.
+    grid : of the run.
+    spec : the pipeline; its bands, resampling, composite and missing_assets matter here.
+    catalog : where hrefs are allowed to lead, and how they are signed.
+    retry : patience with servers.
+    """
+    token = digest([items.digest, catalog.model_dump(mode="json"), list(spec.source.bands)])
+    reader = AssetReader(token, AssetAccess(catalog), grid, catalog.requests_at_once, retry or Retry())
+    return SceneSource(items, grid, spec, reader)
+
+
+@dataclass(frozen=True, eq=False)
+class SceneSource:
+    """Reads chunks of time steps. Picklable; safe for threads."""
+
+    items: ItemTable
+    grid: Grid
+    spec: PipelineSpec
+    reader: AssetReader
+    _boxes: dict[str, NDArray[np.float64]] = field(default_factory=dict, repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SceneSource, (self.items, self.grid, self.spec, self.reader)
+
+    def read_scene(self, chunk: Chunk, step: TimeStep) -> Scene:
+        """Pixels of `chunk` at `step`; independent of the chunking, bit for bit.
+
+        Raises
+        ------
+        AssetError, PolicyError : a file of an item that may touch the chunk cannot be read, or is not what was announced.
+        """
+        rows, cols = chunk.padded_rows, chunk.padded_cols
+        run = _Reading(self, self.candidates(chunk, step))
+        shape, bands = chunk.padded_shape, len(self.spec.source.bands)
+        if self.spec.time.composite == "median":
+            composite = median(run.strips(rows, cols), bands=bands, shape=shape)
+        else:
+            composite = first_valid(run.layers(rows, cols), bands=bands, shape=shape)
+        return _scene(chunk, composite, run)
+
+    def candidates(self, chunk: Chunk, step: TimeStep) -> tuple[int, ...]:
+        """Items of `step`, in its order, that may have pixels in the padded chunk; never too few."""
+        if not step.items:
+            return ()
+        west, north, east, south = self._all_boxes[list(step.items)].T
+        rows, cols = chunk.padded_rows, chunk.padded_cols
+        touches = (west < cols.stop) & (east > cols.start) & (north < rows.stop) & (south > rows.start)
+        return tuple(item for item, is_near in zip(step.items, touches.tolist(), strict=True) if is_near)
+
+    def survey(self, steps: Sequence[TimeStep]) -> ItemTable:
+        """The item table with `rank` = the share of the grid's pixels at which an item is valid.
+
+        Measured on a coarse grid of at most `SURVEY_PX` pixels a side that is anchored like the grid itself, read like any
+        chunk, so cloud masks count. Items of no step keep their rank.
+        """
+        coarse = _coarse(self.grid)
+        reader = replace(self.reader, grid=coarse)
+        source = SceneSource(self.items, coarse, self.spec, reader)
+        wanted = sorted({item for step in steps for item in step.items})
+
+        def share(item: int) -> float:
+            layers = _Reading(source, (item,)).layers(coarse.rows, coarse.cols)
+            return sum(int(layer.valid.sum()) for layer in layers) / (coarse.shape[0] * coarse.shape[1])
+
+        with ThreadPoolExecutor(SURVEY_THREADS) as pool:
+            shares = dict(zip(wanted, pool.map(share, wanted), strict=True))
+        ranked = (replace(item, rank=shares.get(i, item.rank)) for i, item in enumerate(self.items.items))
+        return ItemTable(tuple(ranked), self.items.documents)
+
+    @property
+    def _all_boxes(self) -> NDArray[np.float64]:
+        if "px" not in self._boxes:
+            self._boxes["px"] = item_bounds_px(self.items, self.grid)
+        return self._boxes["px"]
+
+
+def item_bounds_px(items: ItemTable, grid: Grid) -> NDArray[np.float64]:
+    """Boxes on the grid that hold the items, generously: float64 (item, 4) of absolute west, north, east, south pixels.
+
+    The stated box in degrees, grown by a margin, is sampled on a mesh and projected. Where that tells nothing certain
+    (poles, the antimeridian on a geographic grid, places outside the projection) the box is infinite.
+    """
+    boxes = np.array([item.bbox for item in items.items], dtype=np.float64).reshape(-1, 4)
+    west, south, east, north = boxes.T.copy()
+    east = np.where(east < west, east + 360.0, east)
+    margin_x = BBOX_MARGIN_DEG / np.maximum(np.cos(np.radians(np.minimum(np.maximum(-south, north), 89.0))), 0.02)
+    margin_x, margin_y = margin_x + (east - west) * BBOX_MARGIN_SHARE, BBOX_MARGIN_DEG + (north - south) * BBOX_MARGIN_SHARE
+    share = np.linspace(0.0, 1.0, BBOX_SAMPLES)
+    lon = (west - margin_x)[:, None] + (east - west + 2 * margin_x)[:, None] * share
+    lat = np.clip((south - margin_y)[:, None] + (north - south + 2 * margin_y)[:, None] * share, -90.0, 90.0)
+    lon, lat = np.broadcast_arrays(lon[:, None, :], lat[:, :, None])
+    crs = pyproj.CRS.from_user_input(grid.crs)
+    to_grid = pyproj.Transformer.from_crs("OGC:CRS84", crs, always_xy=True)
+    x, y = (np.reshape(values, (len(boxes), -1)) for values in to_grid.transform(lon.ravel(), lat.ravel()))
+    with np.errstate(invalid="ignore"):
+        found = np.stack([x.min(1), -y.max(1), x.max(1), -y.min(1)], axis=1) / grid.resolution
+        slack = np.maximum(found[:, 2:] - found[:, :2], 0.0) / BBOX_SAMPLES + 2.0
+    found += np.concatenate([-slack, slack], axis=1)
+    crosses = (lon.min(axis=(1, 2)) < -180.0) | (lon.max(axis=(1, 2)) > 180.0)
+    unsure = ~np.isfinite(found).all(axis=1) | (east - west > 60.0) | (np.maximum(-south, north) > 88.0) | crosses
+    found[unsure] = (-np.inf, -np.inf, np.inf, np.inf)
+    return found
+
+
+@dataclass
+class _Reading:
+    """Items of one step being read for one chunk."""
+
+    source: SceneSource
+    items: tuple[int, ...]
+    bytes_read: int = 0
+    skipped: list[int] = field(default_factory=list)
+
+    def layers(self, rows: Span, cols: Span) -> Iterator[Layer]:
+        """The items' pixels, one at a time, in order; items without a valid pixel here are left out."""
+        stack = _stack(self, rows, cols)
+        for item in self.items:
+            if item in self.skipped:
+                continue
+            try:
+                pixels = stack(item)
+            except AssetError as error:
+                if error.code != "asset-not-found" or self.source.spec.source.missing_assets != "skip":
+                    raise
+                self.skipped.append(item)
+                continue
+            has_mask = len(pixels) > len(self.source.spec.source.bands)
+            bands = pixels[1:] if has_mask else pixels
+            valid = valid_of(bands, pixels[0] if has_mask else None)
+            if valid.any():
+                yield Layer(item, bands, valid)
+
+    def strips(self, rows: Span, cols: Span) -> Iterator[tuple[slice, list[Layer]]]:
+        """All items on strips of rows that together fit the memory of a median."""
+        row_bytes = len(cols) * 4 * (len(self.source.spec.source.bands) + 1) * max(1, len(self.items))
+        height = max(16, MEDIAN_BYTES // row_bytes)
+        height = 2 ** int(np.log2(height))
+        start = rows.start
+        while start < rows.stop:
+            strip = Span(start, min(rows.stop, (start // height + 1) * height))
+            yield strip.within(rows), list(self.layers(strip, cols))
+            start = strip.stop
+
+
+class StackReader:
+    """stackstac's Reader protocol over `AssetReader`: one band of one item on the pixels of one chunk."""
+
+    def __init__(self, *, reading: _Reading, rows: Span, cols: Span, url: str, spec: Any, **_: Any) -> None:
+        grid = reading.source.grid
+        if spec.shape != (len(rows), len(cols)) or spec.transform != grid.transform_of(rows, cols):
+            raise AssertionError(f"stackstac made other pixels than asked for: {spec}")
+        self.reading, self.rows, self.cols = reading, rows, cols
+        item, _, self.band = url.partition("/")
+        self.item = int(item)
+
+    def read(self, window: Any) -> NDArray[np.float32]:
+        """Pixels of a window of the chunk, float32 (y, x), NaN where not observed."""
+        (top, bottom), (left, right) = window.toranges()
+        rows = Span(self.rows.start + int(top), self.rows.start + int(bottom))
+        cols = Span(self.cols.start + int(left), self.cols.start + int(right))
+        return _read_band(self.reading, self.item, self.band, rows, cols)
+
+    def close(self) -> None:
+        """Files are kept by `AssetReader`."""
+
+
+def _stack(reading: _Reading, rows: Span, cols: Span) -> Any:
+    """Function from an item to its float32 (band, y, x) on `rows` x `cols`, the cloud mask first where there is one."""
+    source = reading.source
+    epsg = _epsg(source.grid.crs)
+    bounds = source.grid.bounds_of(rows, cols)
+
+    def compute(item: int) -> NDArray[np.float32]:
+        names = _names(source, item)
+        if epsg is None:
+            # stackstac knows a CRS by its EPSG number alone: for others its reader is called without it.
+            return np.stack([_read_band(reading, item, name, rows, cols) for name in names])
+        stack = stackstac.stack(
+            [_pseudo_item(item, names, epsg, bounds)],
+            assets=names,
+            epsg=epsg,
+            resolution=source.grid.resolution,
+            bounds=bounds,
+            snap_bounds=False,
+            chunksize=(1, len(names), len(rows), len(cols)),
+            dtype=np.dtype(np.float32),
+            fill_value=np.float32("nan"),
+            rescale=False,
+            sortby_date=False,
+            xy_coords="center",
+            properties=False,
+            band_coords=False,
+            errors_as_nodata=(),
+            reader=partial(StackReader, reading=reading, rows=rows, cols=cols),
+        )
+        pixels: NDArray[np.float32] = stack.data[0].compute(scheduler="synchronous")
+        return pixels
+
+    return compute
+
+
+def _pseudo_item(item: int, names: Sequence[str], epsg: int, bounds: tuple[float, float, float, float]) -> dict[str, Any]:
+    """One item as stackstac reads it: every band an asset of its own that covers exactly the chunk."""
+    assets = {name: {"href": f"{item}/{name}"} for name in names}
+    properties = {"datetime": "2000-01-01T00:00:00Z", "proj:epsg": epsg, "proj:bbox": bounds}
+    return {"type": "Feature", "id": str(item), "bbox": [0.0, 0.0, 0.0, 0.0], "properties": properties, "assets": assets}
+
+
+def _names(source: SceneSource, item: int) -> list[str]:
+    mask = [MASK] if source.items.items[item].cloud_mask is not None else []
+    return mask + list(source.spec.source.bands)
+
+
+def _read_band(reading: _Reading, item: int, band: str, rows: Span, cols: Span) -> NDArray[np.float32]:
+    pixels, count = reading.source.reader.read(_wanted(reading.source, item, band), rows, cols)
+    reading.bytes_read += count
+    return np.full((len(rows), len(cols)), np.nan, np.float32) if pixels is None else pixels
+
+
+def _wanted(source: SceneSource, position: int, band: str) -> BandRead:
+    item: Item = source.items.items[position]
+    if band == MASK:
+        assert item.cloud_mask is not None
+        rule = DropRule(item.cloud_mask.kind, item.cloud_mask.drop)
+        return BandRead(item.cloud_mask.asset, f"{MASK} of item {item.key}", nearest=True, drop=rule)
+    nearest = source.spec.grid.resampling == "nearest"
+    return BandRead(item.bands[band], f'band "{band}" of item {item.key}', nearest=nearest, group=f"{item.collection}/{band}")
+
+
+def _scene(chunk: Chunk, composite: Composite, run: _Reading) -> Scene:
+    inner = (chunk.rows.within(chunk.padded_rows), chunk.cols.within(chunk.padded_cols))
+    gave = composite.gave[:, inner[0], inner[1]]
+    used = gave.any(axis=(1, 2))
+    items = tuple(item for item, is_used in zip(composite.items, used.tolist(), strict=True) if is_used)
+    return Scene(chunk, composite.pixels, composite.valid, items, gave[used], run.bytes_read)
+
+
+def _coarse(grid: Grid) -> Grid:
+    factor = max(1, -(-max(grid.shape) // (SURVEY_PX - 1)))
+    rows = Span(grid.rows.start // factor, -(-grid.rows.stop // factor))
+    cols = Span(grid.cols.start // factor, -(-grid.cols.stop // factor))
+    return replace(grid, resolution=grid.resolution * factor, rows=rows, cols=cols)
+
+
+def _epsg(crs: str) -> int | None:
+    authority = pyproj.CRS.from_user_input(crs).to_authority(auth_name="EPSG", min_confidence=100)
+    return int(authority[1]) if authority else None

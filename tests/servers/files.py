@@ -1,0 +1,184 @@
+"""A file server on loopback that answers byte ranges, and misbehaves as told.
+
+Faults are scripted per file: each request that asks for pixels of the file takes the next fault of its script, until the
+script is used up. `repeat` faults stay for ever.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from urllib.parse import parse_qs, urlsplit
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One misbehaviour.
+
+    kind : "status" (answer `code`), "reset" (cut the connection), "short" (fewer bytes than announced, then close),
+        "clean-short" (a shorter range than asked for, announced as such), "html" (206 with a login page of the right
+        length), "whole" (200 with the whole file), "hang" (no answer until the server stops).
+    after : the fault waits for a range that ends beyond this offset.
+    """
+
+    kind: str
+    code: int = 503
+    headers: tuple[tuple[str, str], ...] = ()
+    after: int = 0
+    repeat: bool = False
+
+
+@dataclass
+class Asked:
+    """One request as the server saw it."""
+
+    method: str
+    path: str
+    query: str
+    start: int | None
+    status: int
+
+
+@dataclass
+class FileServer:
+    """Serves the files below `root` at 127.0.0.1; use as a context manager.
+
+    Parameters
+    ----------
+    tokens : when not empty, requests must carry `?sig=TOKEN` with one of these, else they get 403.
+    """
+
+    root: Path
+    tokens: set[str] = field(default_factory=set)
+    scripts: dict[str, list[Fault]] = field(default_factory=dict)
+    asked: list[Asked] = field(default_factory=list)
+    etags: dict[str, str] = field(default_factory=dict)
+
+    def __enter__(self) -> FileServer:
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._server = _QuietServer(("127.0.0.1", 0), _handler(self))
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    @property
+    def base(self) -> str:
+        """Address of the root."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def url(self, name: str) -> str:
+        """Address of a file."""
+        return f"{self.base}/{name}"
+
+    def script(self, name: str, *faults: Fault) -> None:
+        """Next answers for `name`."""
+        with self._lock:
+            self.scripts[f"/{name}"] = list(faults)
+
+    def requests_of(self, name: str) -> list[Asked]:
+        """What was asked of `name` so far."""
+        with self._lock:
+            return [asked for asked in self.asked if asked.path == f"/{name}"]
+
+    def _next_fault(self, path: str, stop: int) -> Fault | None:
+        with self._lock:
+            script = self.scripts.get(path, [])
+            if not script or stop < script[0].after:
+                return None
+            return script[0] if script[0].repeat else script.pop(0)
+
+
+class _QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        return  # clients that hang up are part of the tests
+
+
+def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: object) -> None:
+            return
+
+        def do_HEAD(self) -> None:
+            self._answer(body_wanted=False)
+
+        def do_GET(self) -> None:
+            self._answer(body_wanted=True)
+
+        def _answer(self, *, body_wanted: bool) -> None:
+            parts = urlsplit(self.path)
+            start, stop = self._range()
+            fault = server._next_fault(parts.path, stop or 0)
+            status = self._serve(parts.path, parts.query, start, stop, fault, body_wanted)
+            with server._lock:
+                server.asked.append(Asked(self.command, parts.path, parts.query, start, status))
+
+        def _range(self) -> tuple[int | None, int | None]:
+            value = self.headers.get("Range", "")
+            if not value.startswith("bytes="):
+                return None, None
+            first, _, last = value[6:].partition("-")
+            return int(first), int(last) + 1 if last else None
+
+        def _serve(
+            self, path: str, query: str, start: int | None, stop: int | None, fault: Fault | None, body_wanted: bool
+        ) -> int:
+            if fault and fault.kind == "reset":
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+                self.close_connection = True
+                return 0
+            if fault and fault.kind == "hang":
+                server._stop.wait(30)
+                self.close_connection = True
+                return 0
+            if fault and fault.kind == "status":
+                return self._send(fault.code, b"", dict(fault.headers), body_wanted)
+            if server.tokens and parse_qs(query).get("sig", [""])[0] not in server.tokens:
+                return self._send(403, b"denied", {}, body_wanted)
+            file = server.root / path.lstrip("/")
+            if not file.is_file():
+                return self._send(404, b"not here", {}, body_wanted)
+            data = file.read_bytes()
+            headers = {"Accept-Ranges": "bytes", "ETag": server.etags.get(path, '"1"')}
+            if start is None or (fault and fault.kind == "whole"):
+                return self._send(200, data, headers, body_wanted)
+            stop = min(stop or len(data), len(data))
+            if start >= len(data):
+                return self._send(416, b"", {"Content-Range": f"bytes */{len(data)}"}, body_wanted)
+            if fault and fault.kind == "clean-short":
+                stop = start + max(1, (stop - start) // 2)
+            body = data[start:stop]
+            if fault and fault.kind == "html":
+                body = (b"<html><body>please log in</body></html>" * (len(body) // 39 + 1))[: len(body)]
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+            return self._send(206, body, headers, body_wanted, cut=bool(fault and fault.kind == "short"))
+
+        def _send(self, status: int, body: bytes, headers: dict[str, str], body_wanted: bool, *, cut: bool = False) -> int:
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if body_wanted and self.command != "HEAD":
+                self.wfile.write(body[: len(body) // 2] if cut else body)
+            if cut:
+                self.wfile.flush()
+                self.connection.shutdown(socket.SHUT_RDWR)
+                self.close_connection = True
+            return status
+
+    return Handler
