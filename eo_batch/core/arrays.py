@@ -78,7 +78,7 @@ def _steps(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def _bin_tables() -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Edges in lower bins, uint8 (bin,), and the edge in each bin (NaN where there is none: nothing reaches it), float32 (bin,)."""
+    """Edges in lower bins, uint8 (bin,), and the edge in each bin (NaN: none, nothing reaches it), float32 (bin,)."""
     count = int(2 * _OUTERMOST * _BINS_PER_LOGIT) + 1
     within = _bins(_EDGES)
     assert len(set(within.tolist())) == len(_EDGES), "two edges in one bin"

@@ -133,8 +133,9 @@ INDICES: MappingProxyType[str, Index] = MappingProxyType(
             ),
             Index(
                 "whiteness",
-                "(|blue - m| + |green - m| + |red - m|) / m, m = (blue + green + red) / 3",
-                "Gomez-Chova et al. (2007), IEEE TGRS 45(12), 4105-4118; Zhu & Woodcock (2012), equation 2",
+                "(abs(blue - m) + abs(green - m) + abs(red - m)) / m, m = (blue + green + red) / 3",
+                "Gomez-Chova et al. (2007), IEEE TGRS 45(12), 4105-4118; Zhu & Woodcock (2012), "
+                "Remote Sensing of Environment 118, 83-94, equation 2",
                 ("blue", "green", "red"),
                 _whiteness,
             ),
