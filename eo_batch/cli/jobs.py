@@ -1,4 +1,7 @@
-"""Commands that make a map: search, plan, run, resume."""
+"""Commands that make a map: search, plan, run, resume.
+
+A pipeline is loaded before the heavy rooms are imported, so a wrong one is told at once.
+"""
 
 from __future__ import annotations
 
@@ -47,11 +50,11 @@ def search(
     quiet: Quiet = False,
 ) -> None:
     """List the scenes that a run would use."""
+    request = _load(pipeline, catalog)
     from eo_batch.run.plan import halo_region
     from eo_batch.sources.items import items_to_parquet, resolve_items
     from eo_batch.sources.search import search_items
 
-    request = _load(pipeline, catalog)
     with Progress(as_json=False, quiet=quiet or json) as progress:
         progress.note("asking the catalog")
         # The region grown by one window, as a run asks for it: scenes there reach into windows of the region.
@@ -93,9 +96,9 @@ def plan(
     Prints chunks, windows (and how many are computed twice), scenes, bytes to read, memory, disk and time. Reads no pixel,
     unless the composite "best" has to measure scenes.
     """
+    request = _load(pipeline, catalog)
     from eo_batch.run.plan import plan_run
 
-    request = _load(pipeline, catalog)
     with Progress(as_json=False, quiet=quiet or json) as progress:
         made = plan_run(request, executor=cluster, workers=workers, listener=progress.tell)
     if json:
@@ -120,9 +123,9 @@ def run(
 
     Searches, plans, computes every chunk, merges, publishes. Can be stopped at any moment: `eo-batch resume` goes on.
     """
+    request = _load(pipeline, catalog)
     from eo_batch.run.driver import start_run
 
-    request = _load(pipeline, catalog)
     with Progress(as_json=json, quiet=quiet) as progress:
         summary = start_run(request, out, executor=cluster, workers=workers, allow_failed=allow_failed, listener=progress.tell)
     return finish(summary, as_json=json)

@@ -14,7 +14,6 @@ import re
 import sys
 import tempfile
 import traceback
-import unicodedata
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
@@ -38,7 +37,7 @@ def plain(text: object) -> str:
 
 
 def _escape(character: str) -> str:
-    if not unicodedata.category(character).startswith(("C", "Zl", "Zp")) or character == "\u200d":
+    if character.isprintable() or character == "\u200d":  # the joiner inside emoji and some scripts
         return character
     return character.encode("unicode_escape").decode("ascii")
 

@@ -1,0 +1,66 @@
+"""What a run tells while it works."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from eo_batch.cli.progress import Progress, rate_text
+from eo_batch.run.events import Event
+
+
+def test_json_events_are_one_object_per_line_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(as_json=True, quiet=True) as progress:
+        progress.tell(Event("start", "2 chunks", 0, 2))
+        progress.tell(Event("chunk", "chunk \x1b[2J", 1, 2, 3.5, {"key": "t0000/y0000_x0000"}))
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["event"] for line in lines] == ["start", "chunk"]
+    assert lines[1]["data"] == {"key": "t0000/y0000_x0000"}
+    assert (lines[1]["done"], lines[1]["total"], lines[1]["km2"]) == (1, 2, 3.5)
+    assert "\x1b" not in out
+    assert err == ""
+
+
+def test_quiet_still_says_warnings_and_failures(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(as_json=False, quiet=True) as progress:
+        progress.tell(Event("search", "asking"))
+        progress.tell(Event("warning", "took over from pid 12"))
+        progress.tell(Event("failure", "chunk t0000/y0000_x0000 failed: asset-corrupt"))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == ["warning: took over from pid 12", "failure: chunk t0000/y0000_x0000 failed: asset-corrupt"]
+
+
+def test_without_a_terminal_chunks_do_not_flood_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(as_json=False, quiet=False) as progress:
+        progress.tell(Event("start", "1,000 of 1,000 chunks to do", 0, 1000))
+        for done in range(1, 1001):
+            progress.tell(Event("chunk", "chunk", done, 1000, done * 1.0))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) <= 3
+    assert lines[-1].startswith("chunk 1,000 of 1,000")
+
+
+def test_on_a_terminal_there_is_a_bar_with_chunks_and_speed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TTY_INTERACTIVE", "1")
+    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with Progress(as_json=False, quiet=False) as progress:
+        progress.tell(Event("search", "12 \x1b]0;owned\x07 items"))
+        progress.tell(Event("start", "4 chunks", 0, 4))
+        progress.tell(Event("chunk", "chunk", 2, 4, 50.0))
+        progress._bar.refresh()
+    shown = capsys.readouterr().err
+    assert "2/4" in shown
+    assert "km2/h" in shown
+    assert "\x1b]0;" not in shown
+
+
+@pytest.mark.parametrize(("km2", "seconds", "text"), [(0, 9, ""), (5, 0, ""), (1, 3600, "1 km2/h"), (4321, 3600, "4,321 km2/h")])
+def test_speed_is_readable(km2: float, seconds: float, text: str) -> None:
+    assert rate_text(km2, seconds) == text
