@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from eo_batch.core.grid import Chunk, Grid
 from eo_batch.core.prompts import PromptSet
 from eo_batch.core.records import TimeStep
 from eo_batch.outputs.store import Store
+from eo_batch.outputs.times import microseconds
 
 CUBE = "masks.zarr"
 MASK, SCORE = "mask", "score"
@@ -34,7 +34,6 @@ INNER_PX = 512
 """Greatest side of the chunks inside a shard: what a reader must fetch to see one pixel."""
 _ONE = "c/0/0/0/0"
 _COORDINATE_PX = 1 << 20
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _CONVENTIONS = [
     {
@@ -183,8 +182,8 @@ def _create_coordinates(group: zarr.Group, grid: Grid, prompts: PromptSet, steps
     _put_1d(group, "x", np.arange(cols.start, cols.stop) * grid.resolution + half, dims=("x",), attributes=axes.get("X", {}))
     units = {"units": "microseconds since 1970-01-01", "calendar": "proleptic_gregorian"}
     time = {**units, "standard_name": "time", "axis": "T", "bounds": "time_bounds"}
-    _put_1d(group, "time", np.array([_microseconds(s.start) for s in steps], np.int64), dims=("time",), attributes=time)
-    bounds = np.array([[_microseconds(s.start), _microseconds(s.end)] for s in steps], np.int64).reshape(len(steps), 2)
+    _put_1d(group, "time", np.array([microseconds(s.start) for s in steps], np.int64), dims=("time",), attributes=time)
+    bounds = np.array([[microseconds(s.start), microseconds(s.end)] for s in steps], np.int64).reshape(len(steps), 2)
     _put_1d(group, "time_bounds", bounds, dims=("time", "bound"), attributes=units)
     labels = {"long_name": "name of the time step"}
     _put_1d(group, "step", np.array([s.label for s in steps], object), dims=("time",), attributes=labels)
@@ -255,10 +254,6 @@ def _score_attributes(grid: Grid) -> dict[str, Any]:
         "flag_values": [NO_OBSERVATION, NOT_COMPUTED],
         "flag_meanings": "no_observation not_computed",
     }
-
-
-def _microseconds(time: datetime) -> int:
-    return (time - _EPOCH) // timedelta(microseconds=1)
 
 
 def _plain(value: Any) -> Any:

@@ -60,8 +60,8 @@ class Outlines:
 
     def take(self, index: NDArray[np.int64]) -> Outlines:
         """The objects at the positions `index`, in that order."""
-        rings, objects = _take_ragged(self.objects, index)
-        vertices, ring_offsets = _take_ragged(self.rings, rings)
+        rings, objects = take_ragged(self.objects, index)
+        vertices, ring_offsets = take_ragged(self.rings, rings)
         return Outlines(self.xy[vertices], ring_offsets, objects)
 
     @property
@@ -103,13 +103,13 @@ def trace_objects(labels: NDArray[np.int32], count: int, *, row: int, col: int) 
     xy, starts, owners = _trace(labels, count)
     # Shells are found first, one per object in order; holes by first vertex: a stable sort puts them behind their shell.
     order = np.argsort(owners, kind="stable")
-    vertices, rings = _take_ragged(starts, order)
+    vertices, rings = take_ragged(starts, order)
     objects = np.searchsorted(owners[order], np.arange(1, count + 2)).astype(np.int64)
     return Outlines(xy[vertices].astype(np.int64) + np.array([col, row]), rings, objects)
 
 
 @njit(cache=True, nogil=True)
-def _label(mask, value, labels):  # pragma: no cover
+def _label(mask: NDArray[np.uint8], value: np.uint8, labels: NDArray[np.int32]) -> int:  # pragma: no cover
     """Two-pass union-find labelling into `labels` (with border); number of objects. Rosenfeld and Pfaltz 1966."""
     height, width = mask.shape
     parent = np.empty(1024, np.int32)
@@ -148,7 +148,7 @@ def _label(mask, value, labels):  # pragma: no cover
 
 
 @njit(cache=True, nogil=True)
-def _root(parent, i):  # pragma: no cover
+def _root(parent: NDArray[np.int32], i: int) -> int:  # pragma: no cover
     while parent[i] != i:
         parent[i] = parent[parent[i]]
         i = parent[i]
@@ -156,7 +156,7 @@ def _root(parent, i):  # pragma: no cover
 
 
 @njit(cache=True, nogil=True)
-def _trace(labels, count):  # pragma: no cover
+def _trace(labels: NDArray[np.int32], count: int) -> tuple[NDArray, NDArray, NDArray]:  # pragma: no cover
     """Rings of all objects: vertices int32 (n, 2), ring offsets, object of each ring."""
     height, width = labels.shape
     below_done = np.zeros((height, width), np.uint8)  # the lower edge of this pixel is on a ring already
@@ -220,7 +220,7 @@ def _trace(labels, count):  # pragma: no cover
 
 
 @njit(cache=True, nogil=True)
-def _grow(array, size):  # pragma: no cover
+def _grow(array: NDArray, size: int) -> NDArray:  # pragma: no cover
     grown = np.empty(size, array.dtype)
     grown[: len(array)] = array
     return grown
@@ -231,7 +231,7 @@ def _concat_offsets(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(counts))])
 
 
-def _take_ragged(offsets: NDArray[np.int64], index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def take_ragged(offsets: NDArray[np.int64], index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions of the members of the lists `index` of a ragged array, and the new offsets."""
     lengths = (offsets[1:] - offsets[:-1])[index]
     out = np.zeros(len(index) + 1, np.int64)

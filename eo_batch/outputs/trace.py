@@ -71,7 +71,7 @@ def trace_chunk(
     inside_ring : bool (y + 2, x + 2): pixel centre inside the region, for the interior and one pixel around it.
     """
     height, width = chunk.shape
-    expected = {"masks": (len(prompts), height, width), "scores": (len(prompts), height, width)}
+    expected: dict[str, tuple[int, ...]] = {"masks": (len(prompts), height, width), "scores": (len(prompts), height, width)}
     expected |= {"contributed": (len(items), height, width), "inside_ring": (height + 2, width + 2)}
     given = {"masks": masks, "scores": scores, "contributed": contributed, "inside_ring": inside_ring}
     for name, shape in expected.items():
@@ -202,7 +202,7 @@ def _item_flags(labels: NDArray[np.int32], count: int, contributed: NDArray[np.b
 
 
 @njit(cache=True, nogil=True)
-def _mark(labels, pixels, used):  # pragma: no cover
+def _mark(labels: NDArray[np.int32], pixels: NDArray[np.bool_], used: NDArray[np.bool_]) -> None:  # pragma: no cover
     for y in range(pixels.shape[0]):
         for x in range(pixels.shape[1]):
             if pixels[y, x]:
@@ -210,7 +210,16 @@ def _mark(labels, pixels, used):  # pragma: no cover
 
 
 @njit(cache=True, nogil=True)
-def _sums(labels, count, scores, nodes, corner, step, inside_ring, edges):  # pragma: no cover
+def _sums(
+    labels: NDArray[np.int32],
+    count: int,
+    scores: NDArray[np.uint8],
+    nodes: NDArray[np.float64],
+    corner: NDArray[np.int64],
+    step: int,
+    inside_ring: NDArray[np.bool_],
+    edges: NDArray[np.uint8],
+) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint8]]:  # pragma: no cover
     """Per object: int64 (pixels, area units, score sum), greatest score, flags of what it touches."""
     height, width = scores.shape
     sums = np.zeros((count + 1, 3), np.int64)
