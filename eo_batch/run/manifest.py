@@ -14,7 +14,8 @@ from eo_batch.core.region import RegionOnGrid
 from eo_batch.core.timeline import time_steps
 from eo_batch.outputs.store import Store
 from eo_batch.run.request import Request, request_from_json
-from eo_batch.sources.items import items_from_parquet, items_to_parquet, resolve_items
+from eo_batch.sources.items import resolve_items
+from eo_batch.sources.items_parquet import items_from_parquet, items_to_parquet
 
 RANK_PROPERTY = "eo-batch:valid_share"
 """Item property that freezes the measured share of valid pixels (composite "best")."""

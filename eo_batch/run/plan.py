@@ -132,7 +132,7 @@ def make_inputs_of(request: Request, *, listener: Listener = silent) -> RunInput
         request.spec,
         request.catalog,
         region=halo_region(request.region, grid, region),
-        progress=lambda text: listener(Event("search", text)),
+        progress=lambda count: listener(Event("search", f"{count:,} items found")),
     )
     for note in found.notes:
         listener(Event("search", note))
@@ -298,17 +298,14 @@ def _padded_along(grid: Grid, whole: Span) -> NDArray[np.int64]:
 
 def _distinct_windows(grid: Grid, busy: NDArray[np.bool_]) -> int:
     """Lattice windows that touch at least one busy chunk."""
-    first_y, first_x = grid.touching(grid.rows)[0], grid.touching(grid.cols)[0]
-    touched = np.zeros((len(grid.touching(grid.rows)) + 1, len(grid.touching(grid.cols)) + 1), np.int32)
-    rows = [grid.touching(span) for span in grid.interiors(grid.rows)]
-    cols = [grid.touching(span) for span in grid.interiors(grid.cols)]
-    for iy, ix in np.argwhere(busy):
-        y0, y1 = rows[iy][0] - first_y, rows[iy][-1] - first_y + 1
-        x0, x1 = cols[ix][0] - first_x, cols[ix][-1] - first_x + 1
-        touched[y0, x0] += 1
-        touched[y1, x0] -= 1
-        touched[y0, x1] -= 1
-        touched[y1, x1] += 1
+    along_y, along_x = grid.touching(grid.rows), grid.touching(grid.cols)
+    touched = np.zeros((len(along_y) + 1, len(along_x) + 1), np.int32)  # a two-dimensional difference array
+    rows = np.array([(span[0], span[-1] + 1) for span in map(grid.touching, grid.interiors(grid.rows))]) - along_y[0]
+    cols = np.array([(span[0], span[-1] + 1) for span in map(grid.touching, grid.interiors(grid.cols))]) - along_x[0]
+    iy, ix = np.nonzero(busy)
+    for end_y in (0, 1):
+        for end_x in (0, 1):
+            np.add.at(touched, (rows[iy, end_y], cols[ix, end_x]), 1 if end_y == end_x else -1)
     return int((touched.cumsum(axis=0).cumsum(axis=1) > 0).sum())
 
 

@@ -87,6 +87,7 @@ def run_chunk(run: RunContext, chunk: Chunk) -> ChunkReceipt:
             scores,
             chunk=chunk,
             grid=run.inputs.grid,
+            prompts=run.prompts,
             items=scene.items if scene else (),
             contributed=scene.contributed if scene else np.zeros((0, *chunk.shape), bool),
             inside_ring=inside_ring,

@@ -1,0 +1,86 @@
+"""What a run adds to its segmenter: wall time of a run over wall time of the segmenter alone on the same windows.
+
+    python benchmarks/overhead.py --size 8192
+
+Both sides use the same number of threads. The segmenter is the package's `window-mean` with a cost per window like a small
+network's. The demo region is written first and not timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from machine import machine
+
+from eo_batch.run.driver import start_run
+from eo_batch.run.events import Event
+from eo_batch.run.plan import make_inputs_of, make_plan
+from eo_batch.run.request import load_pipeline
+from eo_batch.run.task import make_context
+from eo_batch.outputs.store import Store
+from eo_batch.sources.synthetic import DemoRegion, write_demo
+
+
+def pure_seconds(context, windows: int, workers: int) -> float:
+    """Wall seconds of the segmenter alone on `windows` windows, `workers` threads."""
+    spec = context.inputs.request.spec
+    side = spec.model.window_px
+    images = np.random.default_rng(1).random((spec.model.batch, len(spec.source.bands), side, side), np.float32)
+
+    def call(_: int) -> None:
+        context.segmenter.decode(context.segmenter.encode_images(images), context.prompt_features)
+
+    call(0)
+    start = time.perf_counter()
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(call, range(-(-windows // spec.model.batch))))
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=8192)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--cost", type=int, default=500, help="work per window of the segmenter")
+    parser.add_argument("--demo", type=Path, help="folder of a demo region of this size that is there already")
+    chosen = parser.parse_args()
+    print(machine())
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        demo = chosen.demo or folder / "demo"
+        if not (demo / "demo.toml").exists():
+            write_demo(demo, DemoRegion(size_px=chosen.size))
+        text = (demo / "demo.toml").read_text()
+        head, tail = text.split("[model]", 1)
+        rest = tail[tail.index("\n[") :] if "\n[" in tail else ""
+        model = f'[model]\nname = "window-mean"\nwindow_px = 512\noverlap = 0.25\n[model.options]\ncost = {chosen.cost}\n'
+        pipeline = demo / "overhead.toml"
+        pipeline.write_text(head + model + rest)
+        request = load_pipeline(pipeline)
+        inputs = make_inputs_of(request)
+        context = make_context(Store(folder / "probe"), inputs)
+        plan = make_plan(inputs, context.segmenter, workers=chosen.workers)
+        seconds: dict[str, float] = {}
+
+        def listen(event: Event) -> None:
+            for stage, spent in event.data.get("seconds", {}).items():
+                seconds[stage] = seconds.get(stage, 0.0) + spent
+
+        before = pure_seconds(context, plan.windows, chosen.workers)
+        start = time.perf_counter()
+        summary = start_run(request, folder / "run", workers=chosen.workers, listener=listen)
+        wall = time.perf_counter() - start
+        after = pure_seconds(context, plan.windows, chosen.workers)
+    pure = (before + after) / 2
+    print(f"{plan.windows:,} windows in {summary.total} chunks ({plan.recomputed:.2f}x distinct), {chosen.workers} workers")
+    print("seconds per stage, all workers: " + ", ".join(f"{k} {v:.1f}" for k, v in seconds.items()))
+    print(f"segmenter alone {before:.1f} s before, {after:.1f} s after; run {wall:.1f} s; overhead {wall / pure:.3f}")
+
+
+if __name__ == "__main__":
+    main()
