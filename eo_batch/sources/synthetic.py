@@ -43,7 +43,7 @@ __all__ = ["COLLECTION", "DemoFiles", "DemoRegion", "DemoScene", "describe_items
 Progress = Callable[[int, int, str], None]
 """Called with (pixels made so far, pixels in all, what is being made)."""
 
-_CLASS_COLOURS = "000000 2c5c8c 1e5c34 c4be5c 8cbe68 a47652 c84842 46464a f0e0a0 96928c fcfcff"
+_CLASS_COLOURS = "000000 2c5c8c 1e5c34 c4be5c 8cbe68 a47652 c84842 46464a f0e0a0 96928c fcfcff 5c5850"
 
 
 @dataclass(frozen=True)

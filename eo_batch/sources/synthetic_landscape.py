@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-WATER, FOREST, CROPS, GRASS, BARE, BUILT, ROAD, SAND, ROCK, SNOW = range(1, 11)
+WATER, FOREST, CROPS, GRASS, BARE, BUILT, ROAD, SAND, ROCK, SNOW, TRACK = range(1, 12)
 """Class codes of the truth; 0 is not used."""
 
 LAYERS = np.dtype([("cls", "u1"), ("kind", "u1"), ("mix", "u1"), ("tone", "i1"), ("height", "f4")])
@@ -306,9 +306,9 @@ def _fields(x: float, y: float, seed: int) -> tuple[float, int, int, int, float]
     parcel = np.int64(hash_bits(i * 4096 + j, key, seed + 76) & np.uint64(0xFFFFFF))
     pick, mix = _unit(parcel, 3, seed), int(255 * _unit(parcel, 4, seed))
     tone = 0.9 * (_unit(parcel, 5, seed) - 0.5) + 0.10 * np.sin(q / wide_m * 12.0 * np.pi)
-    if pick < 0.14:
+    if pick < 0.08:
         return track, BARE, 0, mix, tone
-    if pick < 0.36:
+    if pick < 0.33:
         return track, GRASS, 0, mix, tone
     return track, CROPS, int(4.0 * _unit(parcel, 6, seed)), mix, tone
 
@@ -365,7 +365,7 @@ def _country(
         return FOREST, 0, int(255 * max(0.0, min(1.0, share))), 0.75 * crown
     track, cls, kind, mix, tone = _fields(x, y, seed)
     if track < 5.5:
-        return ROAD, 0, 110, 0.0
+        return TRACK, 0, 140, 0.0
     if track < 15.0 and patch > 0.1:
         return FOREST, 0, 170, 0.3 * grain  # hedges
     return cls, kind, mix, tone + 0.35 * _octaves(x / 95.0, y / 95.0, 2, seed + 94)

@@ -31,6 +31,7 @@ CLASS_NAMES = {
     land.SAND: "sand",
     land.ROCK: "rock",
     land.SNOW: "snow",
+    land.TRACK: "farm track",
 }
 
 PROMPT_CLASSES = {
@@ -44,7 +45,7 @@ PROMPT_CLASSES = {
     "bare soil": (land.BARE,),
     "built-up": (land.BUILT, land.ROAD),
     "building": (land.BUILT,),
-    "road": (land.ROAD,),
+    "road": (land.ROAD, land.TRACK),
     "sand": (land.SAND,),
     "beach": (land.SAND,),
     "rock": (land.ROCK,),
@@ -64,6 +65,7 @@ _END_MEMBERS: dict[int, tuple[tuple[float, ...], tuple[float, ...], float]] = {
     land.SAND: ((0.135, 0.175, 0.210, 0.260, 0.285, 0.240), (0.215, 0.285, 0.345, 0.410, 0.470, 0.430), 0.10),
     land.ROCK: ((0.085, 0.098, 0.110, 0.140, 0.180, 0.160), (0.195, 0.220, 0.240, 0.275, 0.310, 0.280), 0.22),
     land.SNOW: ((0.680, 0.680, 0.660, 0.570, 0.100, 0.090), (0.920, 0.930, 0.920, 0.830, 0.125, 0.105), 0.05),
+    land.TRACK: ((0.075, 0.095, 0.120, 0.190, 0.255, 0.225), (0.115, 0.145, 0.180, 0.240, 0.300, 0.270), 0.06),
 }
 
 CLOUD_REFLECTANCE = np.array([0.62, 0.62, 0.63, 0.66, 0.46, 0.36], np.float32)
