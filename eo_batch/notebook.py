@@ -181,7 +181,7 @@ class Run:
         if prompt is not None:
             filters.append(("prompt", "in", self._prompt_texts(prompt)))
         if time is not None:
-            filters.append(("time", "in", _known(time, self.steps, "time step")))
+            filters.append(("step", "in", _known(time, self.steps, "time step")))
         area = None if bbox is None else _area(tuple(bbox), bbox_crs, self.crs)
         bounds = None if area is None else area.bounds
         found = geopandas.read_parquet(file, bbox=bounds, filters=filters or None)
