@@ -32,9 +32,9 @@ SPILL_BYTES = 512 << 20
 
 @dataclass(frozen=True)
 class MergeSummary:
-    """What `merge_parts` wrote: rows per prompt (in order), bytes and sha256 of the file."""
+    """What `merge_parts` wrote: rows per prompt text (in the order of the prompts), bytes and sha256 of the file."""
 
-    rows: tuple[int, ...]
+    rows: dict[str, int]
     bytes: int
     sha256: str
 
@@ -47,7 +47,7 @@ def part_path(chunk: Chunk) -> str:
 def merge_parts(
     store: Store,
     *,
-    keys: Iterable[tuple[int, int, int]],
+    chunks: Iterable[Chunk],
     grid: Grid,
     prompts: PromptSet,
     steps: Sequence[TimeStep],
@@ -55,11 +55,11 @@ def merge_parts(
     progress: Callable[[int], None] | None = None,
     spill_bytes: int = SPILL_BYTES,
 ) -> MergeSummary:
-    """Write `footprints.parquet` from the parts of the chunks `keys`.
+    """Write `footprints.parquet` from the parts of `chunks`.
 
     Parameters
     ----------
-    keys : (t, iy, ix) of the chunks that have a part, in any order.
+    chunks : the chunks that have a part, in any order.
     progress : called with the number of parts read so far.
     spill_bytes : memory for objects of one time step; never changes the result.
 
@@ -74,7 +74,7 @@ def merge_parts(
     least = np.array([prompt.min_area_m2 for prompt in prompts])
     done = 0
     with store.writer(FOOTPRINTS) as target, writer_of.open(target) as writer:
-        for t, of_step in groupby(sorted(keys), key=lambda key: key[0]):
+        for t, of_step in groupby(sorted((chunk.t, chunk.iy, chunk.ix) for chunk in chunks), key=lambda key: key[0]):
             sorter = ObjectSorter(store, limit_bytes=spill_bytes)
             for table, parts_read in _objects(store, list(of_step), grid, len(prompts)):
                 large = table["area_units"].to_numpy() * areas.unit_m2 >= least[table["prompt"].to_numpy()]
@@ -84,7 +84,7 @@ def merge_parts(
             done += parts_read
             for table in sorter.sorted_tables(ROW_GROUP):
                 writer.write(t, table)
-    return MergeSummary(tuple(writer.rows), target.bytes, target.sha256)
+    return MergeSummary(dict(zip(prompts.texts, writer.rows, strict=True)), target.bytes, target.sha256)
 
 
 def _objects(store: Store, keys: list[tuple[int, int, int]], grid: Grid, prompts: int) -> Iterator[tuple[pa.Table, int]]:

@@ -94,8 +94,7 @@ def run_footprints(
             inside_ring=ring[rows.start : rows.stop + 2, cols.start : cols.stop + 2],
         )
         store.put(part_path(chunk), part_bytes(table))
-    keys = [(chunk.t, chunk.iy, chunk.ix) for chunk in chunks]
-    summary = merge_parts(store, keys=keys, grid=grid, prompts=prompts, steps=steps, items=items, spill_bytes=spill_bytes)
+    summary = merge_parts(store, chunks=chunks, grid=grid, prompts=prompts, steps=steps, items=items, spill_bytes=spill_bytes)
     return geopandas.read_parquet(store.local_path(FOOTPRINTS)), summary
 
 
