@@ -91,10 +91,5 @@ def receipt_path(key: str) -> str:
     return f"receipts/{key}.json"
 
 
-def part_path(key: str) -> str:
-    """`parts/t0000/y0000_x0000.parquet`."""
-    return f"parts/{key}.parquet"
-
-
 def _failure_path(key: str) -> str:
     return f"failures/{key}.json"

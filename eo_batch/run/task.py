@@ -25,9 +25,10 @@ from eo_batch.models.inference import score_chunk
 from eo_batch.models.registry import load_segmenter
 from eo_batch.models.segmenter import Segmenter
 from eo_batch.outputs.cube import encode_shard, shard_path
+from eo_batch.outputs.footprints import part_path
 from eo_batch.outputs.store import Store
 from eo_batch.outputs.trace import part_bytes, trace_chunk
-from eo_batch.run.ledger import part_path, put_receipt
+from eo_batch.run.ledger import put_receipt
 from eo_batch.run.manifest import RunInputs, read_inputs
 from eo_batch.sources.stack import SceneSource, open_source
 
@@ -92,7 +93,7 @@ def run_chunk(run: RunContext, chunk: Chunk) -> ChunkReceipt:
             contributed=scene.contributed if scene else np.zeros((0, *chunk.shape), bool),
             inside_ring=inside_ring,
         )
-        files[part_path(chunk.key)] = run.store.put(part_path(chunk.key), part_bytes(part))
+        files[part_path(chunk)] = run.store.put(part_path(chunk), part_bytes(part))
     receipt = ChunkReceipt(
         chunk.key,
         "done" if observed.any() else "empty",
