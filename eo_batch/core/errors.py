@@ -6,6 +6,8 @@ holds a query string, a token or a header. Codes are append-only; `docs/referenc
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class EoBatchError(Exception):
     """Base of all expected errors.
@@ -39,7 +41,7 @@ class EoBatchError(Exception):
         text = text.rstrip(".") + "."
         return f"{text} {self.fix}".rstrip()
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.code, self.what, self.where, self.why, self.fix)
 
 

@@ -84,7 +84,7 @@ def normalise_text(text: str, *, number: int) -> str:
     ------
     ConfigError : `prompt-invalid` for an empty text, control characters, or more than 200 characters.
     """
-    fix = "Write a short phrase such as \"water\" or \"solar panel\"."
+    fix = 'Write a short phrase such as "water" or "solar panel".'
     if len(text) > MAX_PROMPT_CHARACTERS:
         raise ConfigError(
             "prompt-invalid",

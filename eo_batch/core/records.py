@@ -5,9 +5,9 @@ Plain frozen values. Nothing here reads a file, a clock or the network.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from functools import cached_property
 from typing import Any, Literal
 
@@ -77,9 +77,9 @@ class Item:
 
     collection: str
     id: str
-    datetime: datetime
-    start: datetime
-    end: datetime
+    datetime: dt.datetime
+    start: dt.datetime
+    end: dt.datetime
     bbox: tuple[float, float, float, float]
     geometry: Mapping[str, Any]
     bands: Mapping[str, BandAsset]
@@ -125,8 +125,8 @@ class TimeStep:
 
     index: int
     label: str
-    start: datetime
-    end: datetime
+    start: dt.datetime
+    end: dt.datetime
     items: tuple[int, ...]
 
 

@@ -165,7 +165,9 @@ def make_grid(
     rows = Span(int(np.floor(north + slack)), int(np.ceil(south - slack)))
     cols = Span(int(np.floor(west + slack)), int(np.ceil(east - slack)))
     if not len(rows) or not len(cols):
-        raise _invalid(region.name, f"the region is smaller than one pixel of {resolution} units", fix="Choose a finer resolution.")
+        raise _invalid(
+            region.name, f"the region is smaller than one pixel of {resolution} units", fix="Choose a finer resolution."
+        )
     grid = Grid(code, resolution, rows, cols, chunk_px, window_px, stride_of(window_px, overlap))
     polygons = pixels if pixels.geom_type == "MultiPolygon" else MultiPolygon([pixels])
     return grid, RegionOnGrid(polygons)
@@ -215,12 +217,16 @@ def _geometries(document: Any) -> list[Any]:
     if not isinstance(document, dict):
         return [document]
     if document.get("type") == "FeatureCollection":
-        return [feature.get("geometry") for feature in document.get("features", [])]
+        return [feature.get("geometry") if isinstance(feature, dict) else None for feature in _list(document.get("features"))]
     if document.get("type") == "Feature":
         return [document.get("geometry")]
     if document.get("type") == "GeometryCollection":
-        return list(document.get("geometries", []))
+        return _list(document.get("geometries"))
     return [document]
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [None]
 
 
 def _invalid(name: str, why: str, fix: str = "Check [region] of the pipeline.") -> ConfigError:

@@ -44,9 +44,10 @@ def make_world(seed: int = 0, *, missing: float = 0.3, size: int = 1100, start: 
     return World(start, pixels, valid, inside)
 
 
-def grid_of(
-    chunk_px: int, *, window_px: int = 48, stride_px: int = 36, rows: Span = Span(-37, 173), cols: Span = Span(105, 330)
-) -> Grid:
+ROWS, COLS = Span(-37, 173), Span(105, 330)
+
+
+def grid_of(chunk_px: int, *, window_px: int = 48, stride_px: int = 36, rows: Span = ROWS, cols: Span = COLS) -> Grid:
     return Grid("EPSG:32631", 10.0, rows, cols, chunk_px, window_px, stride_px)
 
 
