@@ -79,6 +79,7 @@ class FootprintWriter:
             target,
             FOOTPRINT_SCHEMA,
             compression="zstd",
+            store_schema=False,  # so that readers in Arrow see the key `geo`, which is complete only at the end
             use_dictionary=["prompt", "prompt_id", "step", "item_ids.list.element"],
             write_statistics=[name for name in _leaves() if not name.startswith(("geometry", "item_ids"))],
         ) as self._parquet:
