@@ -37,6 +37,7 @@ class Progress:
         self._began: float | None = None
         self._km2_before = 0.0
         self._last_line = time.monotonic()
+        self._withheld = ""
 
     def __enter__(self) -> Progress:
         if not self._quiet and sys.stderr.isatty():
@@ -93,7 +94,12 @@ class Progress:
                 return
             self._last_line = now
             say(f"chunk {event.done:,} of {event.total:,}, {self._rate(event.km2)}")
+        elif event.text.endswith(" items found"):  # a count that grows: the last one is said before the next event
+            self._withheld = event.text
         else:
+            if self._withheld:
+                say(f"search: {self._withheld}")
+                self._withheld = ""
             say(f"{event.kind}: {event.text}")
 
     def _rate(self, km2: float) -> str:

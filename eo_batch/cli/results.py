@@ -74,10 +74,11 @@ def export(
     One cloud-optimised GeoTIFF for each prompt and time, and one GeoPackage of all footprints: they open everywhere.
     """
     from eo_batch.outputs.export import export_run
+    from eo_batch.run.status import run_status
 
+    run_status(run)  # says so where there is no run
     with Progress(as_json=False, quiet=quiet or json) as progress:
-        progress.note(f"exporting to {out}")
-        files = export_run(run, out)
+        files = export_run(run, out, progress=lambda done, total, name: progress.share(done / total, name))
     if json:
         print_json({"files": [str(path) for path in files]})
     else:
