@@ -73,10 +73,15 @@ def write_preview(
 
     Parameters
     ----------
-    masks : `xarray.DataArray` or Dataset with "mask", axes (prompt, time, y, x), as `open_run(...).masks` gives it.
+    masks : folder of a run; or `xarray.DataArray` or Dataset with "mask", axes (prompt, time, y, x), as
+        `open_run(...).masks` gives it.
     path : PNG to write. title : first line. background : as in `render_preview`, of the decimated size.
     time : which layer. max_px : longest side of the map; every n-th pixel is read, nothing is averaged.
     """
+    if isinstance(masks, str | Path):
+        from eo_batch.notebook import open_run
+
+        masks = open_run(masks).masks
     array = masks["mask"] if hasattr(masks, "data_vars") else masks
     step = max(1, -(-max(array.sizes["y"], array.sizes["x"]) // max_px))
     layer = array.isel(time=time, y=slice(step // 2, None, step), x=slice(step // 2, None, step))
@@ -86,6 +91,17 @@ def write_preview(
     picture = render_preview(planes, title=title or path.stem, background=background, resolution_m=pixel_m)
     picture.save(path, format="PNG", optimize=True)
     return path
+
+
+def true_colour(reflectance: NDArray[np.floating], *, brightest: float = 0.26) -> NDArray[np.uint8]:
+    """A background picture of reflectance: uint8 (y, x, 3) of float (band, y, x) in the order red, green, blue.
+
+    Parameters
+    ----------
+    brightest : reflectance that becomes white. Dark ground is lifted (gamma 1.5); where a band is not finite, black.
+    """
+    share = np.clip(np.nan_to_num(np.moveaxis(reflectance[:3], 0, -1), nan=0.0) / brightest, 0.0, 1.0)
+    return np.rint(255.0 * share ** (1.0 / 1.5)).astype(np.uint8)
 
 
 def _colours(texts: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
