@@ -79,7 +79,7 @@ def known_catalogs(base: Path) -> dict[str, Path]:
 def catalog_folders(base: Path) -> tuple[Path, ...]:
     """Folders with catalog files: beside the pipeline, in the working directory, in the package (or its checkout)."""
     package = Path(__file__).resolve().parents[1]
-    return base / "catalogs", Path("catalogs"), package / "_catalogs", package.parent / "catalogs"
+    return base / "catalogs", Path.cwd() / "catalogs", package / "_catalogs", package.parent / "catalogs"
 
 
 def _from_file(path: Path) -> CatalogSpec:

@@ -75,7 +75,9 @@ def normalise(document: Any, *, base: str, local: bool, collection: str = "") ->
     clean["stac_version"] = version
     clean.setdefault("links", [])
     out = _migrate(clean, name)
-    range_of(out)
+    start, end = range_of(out)
+    stated = {"datetime": instant_of(out), "start_datetime": start, "end_datetime": end}
+    out["properties"] |= {key: time_text(stated[key]) for key in stated if out["properties"].get(key)}
     footprint_of(out)
     _absolute(out, base, local=local)
     return out
@@ -108,6 +110,11 @@ def range_of(document: Mapping[str, Any]) -> tuple[datetime, datetime]:
     return moment, moment
 
 
+def time_text(moment: datetime) -> str:
+    """The one text of a time: RFC 3339, UTC, as many digits as it needs."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
 def footprint_of(document: Mapping[str, Any]) -> Any:
     """Outline of an item in longitude -180..180 and latitude, as a shapely geometry; split where it crosses longitude 180.
 
@@ -129,7 +136,7 @@ def footprint_of(document: Mapping[str, Any]) -> Any:
     try:
         outline = shapely.force_2d(shape(geometry))
         coordinates = shapely.get_coordinates(outline)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, shapely.GEOSException):
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, shapely.errors.ShapelyError):
         raise Unusable(name, "its geometry cannot be read") from None
     if not len(coordinates) or not np.isfinite(coordinates).all() or np.abs(coordinates[:, 1]).max() > 90.001:
         raise Unusable(name, "its geometry has no usable coordinates")
@@ -169,24 +176,27 @@ def printable(value: Any) -> str:
 
 def _clean(document: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A deep copy of JSON values only: text that is UTF-8, numbers that are finite ("nan", "inf", "-inf" otherwise)."""
-    size = 0
+    left = MAX_BYTES
 
     def copy(value: Any, depth: int) -> Any:
-        nonlocal size
-        size += 8 + (len(value) if isinstance(value, str) else 0)
-        if depth > MAX_DEPTH or size > MAX_BYTES:
-            raise Unusable(name, "too large" if size > MAX_BYTES else f"nested deeper than {MAX_DEPTH} levels")
-        if isinstance(value, Mapping):
-            return {str(copy(str(key), depth + 1)): copy(inner, depth + 1) for key, inner in value.items()}
-        if isinstance(value, list | tuple | np.ndarray):
+        nonlocal left
+        kind = type(value)
+        left -= 8 + (len(value) if kind is str else 0)
+        if left < 0 or depth > MAX_DEPTH:
+            raise Unusable(name, "too large" if left < 0 else f"nested deeper than {MAX_DEPTH} levels")
+        if kind is str:
+            return value if value.isascii() else value.encode("utf-8", "replace").decode()
+        if kind is dict:
+            return {copy(str(key), depth): copy(inner, depth + 1) for key, inner in value.items()}
+        if kind is list:
             return [copy(inner, depth + 1) for inner in value]
-        if isinstance(value, str):
-            return value.encode("utf-8", "replace").decode()
-        if isinstance(value, float) and not math.isfinite(value):
-            return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
-        return value if value is None or isinstance(value, bool | int | float) else str(value)
+        if kind is float:
+            return value if math.isfinite(value) else "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+        if value is None or kind is bool or kind is int:
+            return value
+        return copy(list(value) if isinstance(value, tuple | np.ndarray) else str(value), depth)
 
-    out = copy(document, 0)
+    out = copy(dict(document), 0)
     assert isinstance(out, dict)
     return out
 

@@ -10,7 +10,6 @@ import io
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from stac_geoparquet.arrow import parse_stac_items_to_arrow, stac_table_to_items
 from eo_batch.core.digest import canonical_json
 from eo_batch.core.errors import CatalogError
 from eo_batch.core.records import ItemTable
-from eo_batch.sources.items_document import bbox_of, geometry_of, instant_of, range_of
+from eo_batch.sources.items_document import bbox_of, geometry_of, instant_of, range_of, time_text
 
 DOCUMENT = "eobatch:document"
 """Column with the document itself, as canonical JSON."""
@@ -79,10 +78,10 @@ def _written(columns: Sequence[Mapping[str, Any]], documents: Sequence[Mapping[s
 
 def _for_columns(document: Mapping[str, Any]) -> dict[str, Any]:
     """The document with a geometry, a box and times that columns can hold."""
-    properties = dict(document["properties"])
-    properties["datetime"] = _text(instant_of(document)) if properties.get("datetime") else None
+    properties = {key: value for key, value in document["properties"].items() if key not in document}
+    properties["datetime"] = time_text(instant_of(document)) if properties.get("datetime") else None
     if properties.get("start_datetime") and properties.get("end_datetime"):
-        properties["start_datetime"], properties["end_datetime"] = map(_text, range_of(document))
+        properties["start_datetime"], properties["end_datetime"] = map(time_text, range_of(document))
     outline = document.get("geometry") or geometry_of(document)
     return {**document, "properties": properties, "geometry": outline, "bbox": list(bbox_of(document))}
 
@@ -91,9 +90,9 @@ def _slim(document: Mapping[str, Any]) -> dict[str, Any]:
     stated = document["properties"]
     start, end = range_of(document)
     properties: dict[str, Any] = {
-        "datetime": _text(instant_of(document)),
-        "start_datetime": _text(start),
-        "end_datetime": _text(end),
+        "datetime": time_text(instant_of(document)),
+        "start_datetime": time_text(start),
+        "end_datetime": time_text(end),
     }
     properties |= {key: stated[key] for key in _PLAIN if isinstance(stated.get(key), str)}
     properties |= {key: float(stated[key]) for key in _NUMBERS if isinstance(stated.get(key), int | float)}
@@ -125,7 +124,3 @@ def _without_nulls(document: Mapping[str, Any]) -> dict[str, Any]:
     properties.setdefault("datetime", None)
     out["properties"] = properties
     return out
-
-
-def _text(moment: datetime) -> str:
-    return moment.isoformat().replace("+00:00", "Z")

@@ -114,12 +114,13 @@ class _Sift:
         return collections[0] if len(collections) == 1 else ""
 
     def _is_inside(self, document: Mapping[str, Any]) -> bool:
-        start, end = range_of(document)
-        period = self.region
+        """Touches the region, and its moment lies in the half-open period; a range must share some time with it."""
+        begin, stop = self.region.start, self.region.end
         if document["properties"].get("datetime"):
-            inside = period.start <= start < period.end if start == end else period.start <= instant_of(document) < period.end
+            inside = begin <= instant_of(document) < stop
         else:
-            inside = start < period.end and end >= period.start
+            start, end = range_of(document)
+            inside = start < stop and end >= begin
         return inside and bool(self.geometry.intersects(footprint_of(document)))
 
     def _is_wanted(self, document: Mapping[str, Any]) -> bool:
@@ -135,9 +136,8 @@ class _Sift:
             return True
         try:
             matches = bool(self.expression.matches(dict(document)))
-        except Exception as error:  # cql2 raises plain Exceptions for items it cannot compare (a property that is missing)
+        except Exception:  # cql2 raises plain Exceptions for items that it cannot compare: a property is missing or of another type
             self.count["not comparable"] += 1
-            self.example = f"{document['id']}: {type(error).__name__}"
             return False
         self.count["filtered"] += not matches
         return matches
