@@ -46,14 +46,14 @@ memory_gb = 1000
 """
 
 
-def documents(count: int) -> list[dict[str, Any]]:
+def documents(count: int, host: str) -> list[dict[str, Any]]:
     """STAC items of scenes of 1 degree by 1 degree that cover the region in several layers."""
     out = []
     for number in range(count):
         west, south = 8 + number % 9, 44 + number // 9 % 7
         ring = [[west, south], [west + 1, south], [west + 1, south + 1], [west, south + 1], [west, south]]
         assets = {
-            band: {"href": f"https://example.org/{number}/{band}.tif", "bands": [{"eo:common_name": band, "nodata": 0}]}
+            band: {"href": f"https://{host}/{number}/{band}.tif", "bands": [{"eo:common_name": band, "nodata": 0}]}
             for band in ("green", "red", "nir", "swir16")
         }
         out.append(
@@ -88,7 +88,7 @@ def main() -> None:
         catalog, found = find_catalog("earth-search", Path(folder))
         request = Request(spec, catalog, region_from_bbox(spec.name, spec.region.bbox, spec.start, spec.end), found)
         segmenter = load_segmenter(spec.model, spec.source.bands)
-        items = documents(chosen.scenes)
+        items = documents(chosen.scenes, catalog.asset_hosts[0])
         start = time.perf_counter()
         plan = make_plan(make_inputs(request, items), segmenter, out=Path(folder))
         seconds = time.perf_counter() - start

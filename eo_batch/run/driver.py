@@ -148,6 +148,9 @@ def resume_run(
     if request is not None:
         check_same_request(stored, request)
     with acquire(store, say=lambda text: listener(Event("warning", text))) as lease:
+        swept = store.sweep()
+        if swept:
+            listener(Event("warning", f"removed {swept} partial files of a killed driver"))
         if not store.exists("items.parquet"):
             inputs = make_inputs_of(stored, listener=listener)
         else:
@@ -191,6 +194,10 @@ def _conduct(
         lease.check()
         rows = merge_and_publish(store, inputs, segmenter.info, failed=counts["failed"], lease=lease, listener=listener)
         complete = True
+    if interrupted:
+        finished = counts["done"] + counts["empty"]
+        text = f"interrupted: {finished:,} of {ledger.total:,} chunks done; resume with `eo-batch resume {store.root}`"
+        listener(Event("warning", text, finished, ledger.total))
     return RunSummary(
         store.root,
         inputs.chunk_count,

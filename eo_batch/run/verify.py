@@ -101,9 +101,6 @@ def requeue_damaged(store: Store, inputs: RunInputs) -> list[str]:
             store.delete("COMPLETE.json")
             store.delete(receipt_path(damage[0].key))
             said += [f"repair: {found.text}" for found in damage]
-    swept = store.sweep()
-    if swept:
-        said.append(f"repair: removed {swept} partial files")
     try:
         _, found = _check_marker(store, inputs, read_data=True)
     except EoBatchError as error:

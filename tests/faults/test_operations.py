@@ -25,7 +25,7 @@ from eo_batch.run.request import load_pipeline
 from eo_batch.run.status import run_status
 from eo_batch.run.verify import verify_run
 
-STEP = int(os.environ.get("EO_BATCH_FAULT_STEP", "97"))
+STEP = int(os.environ.get("EO_BATCH_FAULT_STEP", "41"))
 OPERATIONS = ("_write", "_fsync", "_rename", "_link", "_fsync_directory")
 KINDS = ("kill", "full", "torn", "eio")
 
