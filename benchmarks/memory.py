@@ -1,6 +1,6 @@
 """Peak memory of a run must not grow with the region: two demo regions, one 16 times larger, each in its own process.
 
-    python benchmarks/memory.py --small 2048
+python benchmarks/memory.py --small 2048
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def child(demo: Path, out: Path, chunk_px: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", type=int, default=2048, help="side of the smaller region in pixels; the larger has four times this side")
+    parser.add_argument(
+        "--small", type=int, default=2048, help="side of the smaller region in pixels; the larger has four times this side"
+    )
     parser.add_argument("--chunk", type=int, default=512)
     parser.add_argument("--large-demo", type=Path, help="folder of the larger demo region if it is there already")
     parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)

@@ -1,6 +1,6 @@
 """Planning a million chunks: seconds and peak memory of the plan, no pixel read.
 
-    python benchmarks/planning.py --chunks 1000000
+python benchmarks/planning.py --chunks 1000000
 """
 
 from __future__ import annotations

@@ -124,7 +124,8 @@ def _scene(folder: Path, name: str, crs: str, west: float, north: float, width: 
             "bands": [{"name": band, "eo:common_name": band, "nodata": 0, "raster:scale": 0.0001, "raster:offset": -0.1}],
         }
     back = Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
-    xs, ys = [west, west + width * 10, west + width * 10, west, west], [north, north, north - height * 10, north - height * 10, north]
+    east, south = west + width * 10, north - height * 10
+    xs, ys = [west, east, east, west, west], [north, north, south, south, north]
     ring = [list(point) for point in zip(*back.transform(xs, ys), strict=True)]
     lon, lat = [p[0] for p in ring], [p[1] for p in ring]
     return {

@@ -18,15 +18,24 @@ from eo_batch import __version__
 from eo_batch.core.errors import ConfigError, EoBatchError, IntegrityError, ResourceError, StoreError
 from eo_batch.core.grid import chunk_key
 from eo_batch.core.records import ChunkFailure, ChunkReceipt
+from eo_batch.models.inference import probe_segmenter
 from eo_batch.models.registry import load_segmenter
 from eo_batch.models.segmenter import Segmenter
 from eo_batch.outputs.cube import create_cube
 from eo_batch.outputs.store import Store
 from eo_batch.run.events import Event, Listener, silent
 from eo_batch.run.executors import Executor, Task, make_executor
-from eo_batch.run.ledger import failures, put_failure, receipt_keys
 from eo_batch.run.lease import Lease, acquire
-from eo_batch.run.manifest import RunInputs, check_resumable, check_same_request, read_inputs, read_manifest, read_request, write_inputs
+from eo_batch.run.ledger import failures, put_failure, receipt_keys
+from eo_batch.run.manifest import (
+    RunInputs,
+    check_resumable,
+    check_same_request,
+    read_inputs,
+    read_manifest,
+    read_request,
+    write_inputs,
+)
 from eo_batch.run.merge import merge_and_publish
 from eo_batch.run.plan import make_inputs_of, make_plan
 from eo_batch.run.request import Request
@@ -111,11 +120,14 @@ def start_run(
         with acquire(store):
             pass
         raise ConfigError(
-            "config-invalid", "this folder already holds a run", where=str(out), fix=f"Continue it with eo-batch resume {out}, or give another --out."
+            "config-invalid",
+            "this folder already holds a run",
+            where=str(out),
+            fix=f"Continue it with eo-batch resume {out}, or give another --out.",
         )
     spec = request.spec
     segmenter = load_segmenter(spec.model, spec.source.bands)
-    segmenter.encode_prompts(spec.prompt_set)
+    probe_segmenter(segmenter, spec.prompt_set, spec.source.bands, window_px=spec.model.window_px, batch=spec.model.batch)
     inputs = make_inputs_of(request, listener=listener)
     plan = make_plan(inputs, segmenter, executor=executor, workers=workers, out=out)
     listener(Event("plan", f"{plan.chunks:,} chunks, {plan.scenes:,} scenes", total=plan.chunks, data=plan.as_dict()))
@@ -151,10 +163,7 @@ def resume_run(
         swept = store.sweep()
         if swept:
             listener(Event("warning", f"removed {swept} partial files of a killed driver"))
-        if not store.exists("items.parquet"):
-            inputs = make_inputs_of(stored, listener=listener)
-        else:
-            inputs = read_inputs(store)
+        inputs = make_inputs_of(stored, listener=listener) if not store.exists("items.parquet") else read_inputs(store)
         segmenter = load_segmenter(stored.spec.model, stored.spec.source.bands)
         manifest = read_manifest(store)
         if manifest is not None:
@@ -283,7 +292,9 @@ class _Ledger:
         share = 100.0 * self.counts["failed"] / self.total
         too_many = share > self.inputs.request.spec.limits.max_failed_percent and self.counts["failed"] >= STOP_AFTER_EQUAL
         if self.in_a_row >= STOP_AFTER_EQUAL or too_many:
-            self.fatal = error if isinstance(error, EoBatchError) else ResourceError("worker-lost", "too many chunks failed", why=text)
+            self.fatal = (
+                error if isinstance(error, EoBatchError) else ResourceError("worker-lost", "too many chunks failed", why=text)
+            )
 
     def _tell(self, kind: str, text: str, data: dict[str, Any]) -> None:
         done = self.counts["done"] + self.counts["empty"]

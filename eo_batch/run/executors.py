@@ -35,9 +35,7 @@ class Executor(Protocol):
 
     def __enter__(self) -> Executor: ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
     def outcomes(self, work: Callable[..., Any], tasks: Iterable[Task]) -> Iterator[Outcome]:
         """Outcome of every task, in any order; takes tasks only as fast as they are finished."""
@@ -55,9 +53,7 @@ def make_executor(kind: str, workers: int | None) -> Executor:
         return SerialExecutor()
     if kind == "local":
         return ThreadExecutor(workers or os.cpu_count() or 1)
-    raise ConfigError(
-        "config-invalid", f'unknown cluster "{kind}"', where="--cluster", fix=f"Use one of: {', '.join(KINDS)}."
-    )
+    raise ConfigError("config-invalid", f'unknown cluster "{kind}"', where="--cluster", fix=f"Use one of: {', '.join(KINDS)}.")
 
 
 class SerialExecutor:

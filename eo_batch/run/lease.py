@@ -72,9 +72,7 @@ class Lease:
                 return
 
 
-def acquire(
-    store: Store, *, patience_s: float = PATIENCE_S, say: Callable[[str], None] = lambda text: None
-) -> Lease:
+def acquire(store: Store, *, patience_s: float = PATIENCE_S, say: Callable[[str], None] = lambda text: None) -> Lease:
     """The lease of a run, newly created or taken over from a driver that is provably gone.
 
     Raises

@@ -61,7 +61,10 @@ def get_receipt(store: Store, key: str) -> ChunkReceipt:
         intact = False
     if not intact:
         raise IntegrityError(
-            "receipt-mismatch", "the receipt was changed or damaged", where=f"chunk {key}", fix="Run eo-batch resume RUN --repair."
+            "receipt-mismatch",
+            "the receipt was changed or damaged",
+            where=f"chunk {key}",
+            fix="Run eo-batch resume RUN --repair.",
         )
     return receipt
 

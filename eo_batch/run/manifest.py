@@ -98,7 +98,10 @@ def read_request(store: Store) -> Request:
     """
     if not store.exists("request.json"):
         raise ConfigError(
-            "config-invalid", "there is no run in this folder", where=str(store.root), fix="Start one: eo-batch run PIPELINE --out RUN."
+            "config-invalid",
+            "there is no run in this folder",
+            where=str(store.root),
+            fix="Start one: eo-batch run PIPELINE --out RUN.",
         )
     return request_from_json(store.get("request.json"), where="request.json")
 
@@ -146,7 +149,10 @@ def read_manifest(store: Store) -> dict[str, Any] | None:
         intact = False
     if not intact:
         raise IntegrityError(
-            "receipt-mismatch", "manifest.json was changed by hand or damaged", where=str(store.root), fix="Restore it from a copy."
+            "receipt-mismatch",
+            "manifest.json was changed by hand or damaged",
+            where=str(store.root),
+            fix="Restore it from a copy.",
         )
     if manifest["format"] > FORMAT:
         raise ResumeError(

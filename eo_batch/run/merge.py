@@ -15,8 +15,8 @@ from eo_batch.outputs.footprints import merge_parts
 from eo_batch.outputs.stac import write_stac
 from eo_batch.outputs.store import Store
 from eo_batch.run.events import Event, Listener
-from eo_batch.run.ledger import failures, get_receipt, receipt_keys
 from eo_batch.run.lease import Lease
+from eo_batch.run.ledger import failures, get_receipt, receipt_keys
 from eo_batch.run.manifest import RunInputs, read_manifest
 
 
@@ -42,9 +42,7 @@ def merge_and_publish(
             fix="Run eo-batch verify RUN.",
         )
     spec = inputs.request.spec
-    merged = merge_parts(
-        store, chunks=chunks, grid=inputs.grid, prompts=spec.prompt_set, steps=inputs.steps, items=inputs.items
-    )
+    merged = merge_parts(store, chunks=chunks, grid=inputs.grid, prompts=spec.prompt_set, steps=inputs.steps, items=inputs.items)
     listener(Event("publish", "writing STAC and the completion marker", total, total))
     write_stac(
         store,
@@ -100,7 +98,9 @@ def read_marker(store: Store) -> dict[str, Any] | None:
     except ValueError:
         marker = None
     if not isinstance(marker, dict) or "files" not in marker:
-        raise IntegrityError("receipt-mismatch", "COMPLETE.json is damaged", where=str(store.root), fix="Run eo-batch resume RUN --repair.")
+        raise IntegrityError(
+            "receipt-mismatch", "COMPLETE.json is damaged", where=str(store.root), fix="Run eo-batch resume RUN --repair."
+        )
     return marker
 
 

@@ -17,6 +17,7 @@ from eo_batch.core.errors import ResourceError
 from eo_batch.core.grid import Grid, Span
 from eo_batch.core.records import TimeStep
 from eo_batch.core.region import Region, RegionOnGrid
+from eo_batch.models.inference import inference_bytes
 from eo_batch.models.registry import load_segmenter
 from eo_batch.models.segmenter import Segmenter
 from eo_batch.run.events import Event, Listener, silent
@@ -108,9 +109,17 @@ class Plan:
             ("chunks", f"{self.chunks:,}", f"{self.chunks_with_data:,} may hold data; {self.chunk_px} px"),
             ("windows", f"{self.windows:,}", f"{self.recomputed:.2f}x: windows that two chunks share are computed by both"),
             ("to read", _gb(self.bytes_to_read), "decoded pixels"),
-            ("memory", f"{_gb(self.memory_per_worker)} per worker", f"{self.workers} workers; {_gb(self.memory_limit)} may be used"),
+            (
+                "memory",
+                f"{_gb(self.memory_per_worker)} per worker",
+                f"{self.workers} workers; {_gb(self.memory_limit)} may be used",
+            ),
             ("disk", _gb(self.disk), f"{self.files:,} files; {_gb(self.disk_free)} free"),
-            ("time", _duration(self.seconds), f"{self.seconds_per_window * 1000:.0f} ms a window measured here, {READ_MB_S:.0f} MB/s assumed"),
+            (
+                "time",
+                _duration(self.seconds),
+                f"{self.seconds_per_window * 1000:.0f} ms a window measured here, {READ_MB_S:.0f} MB/s assumed",
+            ),
             ("licence", self.licence or "not stated by the catalog file", ""),
         ]
 
@@ -206,14 +215,14 @@ def make_plan(
     windows_y, windows_x = _windows_along(grid, grid.rows), _windows_along(grid, grid.cols)
     padded = np.outer(_padded_along(grid, grid.rows), _padded_along(grid, grid.cols))
     per_chunk = np.outer(windows_y, windows_x)
-    windows = int(sum((per_chunk * hits.any(axis=0)).sum() for hits in busy))
-    distinct = int(sum(_distinct_windows(grid, hits.any(axis=0)) for hits in busy))
-    pair_px = int(sum((padded * hits.sum(axis=0)).sum() for hits in busy))
+    windows = int(sum(per_chunk[hits > 0].sum() for hits in busy))
+    distinct = int(sum(_distinct_windows(grid, hits > 0) for hits in busy))
+    pair_px = int(sum((padded * hits).sum() for hits in busy))
     bands = len(spec.source.bands)
     bytes_to_read = pair_px * (2 * bands + 1)
     seconds_per_window = _probe_seconds(segmenter, inputs)
     chunks = inputs.chunk_count
-    deepest = max((int(hits.sum(axis=0).max(initial=0)) for hits in busy), default=0)
+    deepest = max((int(hits.max(initial=0)) for hits in busy), default=0)
     layers = len(spec.prompt_set) * len(inputs.steps)
     pixels = grid.shape[0] * grid.shape[1]
     free = shutil.disk_usage(_existing(out or Path.cwd())).free
@@ -227,7 +236,7 @@ def make_plan(
         steps=len(inputs.steps),
         scenes=len(inputs.items),
         chunks=chunks,
-        chunks_with_data=int(sum(hits.any(axis=0).sum() for hits in busy)),
+        chunks_with_data=int(sum(np.count_nonzero(hits) for hits in busy)),
         windows=windows,
         windows_distinct=distinct,
         area_km2=inputs.region.polygons.area * pixel_area_km2(inputs),
@@ -246,11 +255,11 @@ def make_plan(
 
 
 def _busy(inputs: RunInputs) -> list[NDArray[np.uint16]]:
-    """For each step, how many scenes may touch each chunk that meets the region: uint16 (1, chunk row, chunk column)."""
+    """For each step, how many scenes may touch each chunk that meets the region: uint16 (chunk row, chunk column)."""
     grid = inputs.grid
     wanted = _chunks_in_region(grid, inputs.region)
     bounds = item_bounds_px(inputs.items, grid)
-    return [(_hits(grid, bounds, step) * wanted)[None] for step in inputs.steps]
+    return [_hits(grid, bounds, step) * wanted for step in inputs.steps]
 
 
 def _hits(grid: Grid, bounds: NDArray[np.float64], step: TimeStep) -> NDArray[np.uint16]:
@@ -285,7 +294,9 @@ def _chunks_in_region(grid: Grid, region: RegionOnGrid) -> NDArray[np.bool_]:
     lefts = grid.cols.start + np.arange(nx) * grid.chunk_px
     bottoms = np.minimum(tops + grid.chunk_px, grid.rows.stop)
     rights = np.minimum(lefts + grid.chunk_px, grid.cols.stop)
-    return np.stack([intersects(region.polygons, box(lefts, top, rights, bottom)) for top, bottom in zip(tops, bottoms, strict=True)])
+    return np.stack(
+        [intersects(region.polygons, box(lefts, top, rights, bottom)) for top, bottom in zip(tops, bottoms, strict=True)]
+    )
 
 
 def _windows_along(grid: Grid, whole: Span) -> NDArray[np.int64]:
@@ -319,12 +330,11 @@ def _memory_per_worker(inputs: RunInputs, segmenter: Segmenter, deepest: int) ->
     bands, prompts = len(spec.source.bands), len(spec.prompt_set)
     scene = padded * (4 * bands + 2)  # the composite and its validity
     reading = padded * (4 * (bands + 1) + 8 + 4)  # one scene on its way in, float32, with its source block
-    blending = interior * (4 * prompts + 4 + 2 * prompts) + interior * deepest
-    window = segmenter.info.memory_bytes(
-        bands=bands, prompts=prompts, window_px=grid.window_px, batch=spec.model.batch
+    blending = interior * (2 * prompts + deepest) + inference_bytes(
+        segmenter.info, grid, bands=bands, prompts=prompts, batch=spec.model.batch
     )
     median = padded * 4 * bands if spec.time.composite == "median" else 0
-    return int(scene + max(reading + median, blending + window)) + 64_000_000
+    return int(scene + max(reading + median, blending)) + 64_000_000
 
 
 def _probe_seconds(segmenter: Segmenter, inputs: RunInputs) -> float:

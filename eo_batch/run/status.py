@@ -10,8 +10,8 @@ import numpy as np
 
 from eo_batch.core.records import ChunkFailure
 from eo_batch.outputs.store import Store
-from eo_batch.run.ledger import failures, receipt_keys
 from eo_batch.run.lease import holder
+from eo_batch.run.ledger import failures, receipt_keys
 from eo_batch.run.manifest import RunInputs, read_manifest, read_request
 
 
@@ -40,7 +40,9 @@ class Status:
         ]
         if self.driver:
             alive = {True: "alive", False: "gone", None: "on another machine"}[self.driver["alive"]]
-            rows.append(("driver", f"host {self.driver['host']}, pid {self.driver['pid']}, {alive}, epoch {self.driver['epoch']}"))
+            rows.append(
+                ("driver", f"host {self.driver['host']}, pid {self.driver['pid']}, {alive}, epoch {self.driver['epoch']}")
+            )
         rows += [(f"failed {failure.key}", failure.text) for failure in self.failures[:10]]
         if self.state == "stopped":
             rows.append(("next", f"eo-batch resume {self.path}"))
@@ -78,7 +80,9 @@ def run_status(out: Path) -> Status:
     else:
         state = "stopped"
     total = manifest["chunks"] if manifest else 0
-    return Status(store.root, request.spec.name, state, total, sum(1 for _ in receipt_keys(store)), tuple(failures(store)), driver)
+    return Status(
+        store.root, request.spec.name, state, total, sum(1 for _ in receipt_keys(store)), tuple(failures(store)), driver
+    )
 
 
 def pixel_area_km2(inputs: RunInputs) -> float:

@@ -155,9 +155,7 @@ def _score(
     )
 
 
-def _put_shards(
-    run: RunContext, chunk: Chunk, masks: NDArray[np.uint8], scores: NDArray[np.uint8]
-) -> dict[str, str]:
+def _put_shards(run: RunContext, chunk: Chunk, masks: NDArray[np.uint8], scores: NDArray[np.uint8]) -> dict[str, str]:
     arrays = {"mask": masks}
     if run.inputs.request.spec.output.scores:
         arrays["score"] = scores

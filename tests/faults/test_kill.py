@@ -26,9 +26,7 @@ CHUNKS = 25
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy")
     make_toy(folder, dates=1)
-    (folder / "pipeline.toml").write_text(
-        toy_pipeline(chunk_px=80).replace("[output]", "[model.options]\ncost = 600\n[output]")
-    )
+    (folder / "pipeline.toml").write_text(toy_pipeline(chunk_px=80).replace("[output]", "[model.options]\ncost = 600\n[output]"))
     return folder
 
 

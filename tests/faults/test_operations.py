@@ -123,7 +123,7 @@ def install(kind: str, at: int) -> Callable[[], int]:
 
         def operation(self: Store, *args: Any) -> Any:
             nonlocal seen
-            if "lease" in str(args[0]) or getattr(args[0], "name", "") and "lease" in str(args[0].name):
+            if "lease" in str(args[0]) or (getattr(args[0], "name", "") and "lease" in str(args[0].name)):
                 return original(self, *args)  # the beat has its own thread: counting it would make n ambiguous
             seen += 1
             if seen == at or (kind == "full" and seen > at > 0):

@@ -53,7 +53,15 @@ def load(toy: Path, name: str = "pipeline", **settings: object):
 
 
 def test_a_run_leaves_what_it_promises(golden: Path) -> None:
-    for name in ("manifest.json", "items.parquet", "masks.zarr", "footprints.parquet", "stac/collection.json", "receipts", "COMPLETE.json"):
+    for name in (
+        "manifest.json",
+        "items.parquet",
+        "masks.zarr",
+        "footprints.parquet",
+        "stac/collection.json",
+        "receipts",
+        "COMPLETE.json",
+    ):
         assert (golden / name).exists(), name
     status = run_status(golden)
     assert (status.state, status.finished, status.failures) == ("complete", status.total, ())
@@ -64,7 +72,7 @@ def test_events_tell_search_plan_chunks_and_publish(toy: Path, tmp_path: Path) -
     events: list[Event] = []
     start_run(load(toy), tmp_path / "run", executor="serial", listener=events.append)
     kinds = [event.kind for event in events]
-    assert [kind for kind in dict.fromkeys(kinds)] == ["search", "plan", "start", "chunk", "merge", "publish"]
+    assert list(dict.fromkeys(kinds)) == ["search", "plan", "start", "chunk", "merge", "publish"]
     chunks = [event for event in events if event.kind == "chunk"]
     assert [event.done for event in chunks] == list(range(1, chunks[-1].total + 1))
     assert chunks[-1].km2 == pytest.approx(5.3, abs=0.3)
