@@ -55,8 +55,9 @@ def test_windows_are_those_of_a_count_one_by_one(toy: Path, chunk_px: int) -> No
     assert plan.area_km2 == pytest.approx(13.6, abs=0.2)
 
 
-def test_chunks_beyond_all_scenes_cost_nothing(toy: Path, tmp_path: Path) -> None:
-    catalog = json.loads((toy / "catalog.json").read_text())
+def test_chunks_beyond_all_scenes_cost_nothing(tmp_path: Path) -> None:
+    make_toy(tmp_path, dates=1, size=1500)
+    catalog = json.loads((tmp_path / "catalog.json").read_text())
     for feature in catalog["features"]:
         west, south, east, north = feature["bbox"]
         east = west + (east - west) / 3
@@ -64,7 +65,7 @@ def test_chunks_beyond_all_scenes_cost_nothing(toy: Path, tmp_path: Path) -> Non
         feature["bbox"], feature["geometry"]["coordinates"] = [west, south, east, north], [ring]
     near = catalog["features"][:1]
     (tmp_path / "catalog.json").write_text(json.dumps({**catalog, "features": near}))
-    plan, inputs = planned(tmp_path, chunk_px=64, window_px=32)
+    plan, inputs = planned(tmp_path, size=1500, chunk_px=64, window_px=32)
     assert 0 < plan.chunks_with_data <= plan.chunks * 0.7
     assert plan.windows < inputs.grid.window_counts[0]
 
