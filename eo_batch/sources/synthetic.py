@@ -43,6 +43,7 @@ __all__ = ["COLLECTION", "DemoFiles", "DemoRegion", "DemoScene", "describe_items
 Progress = Callable[[int, int, str], None]
 """Called with (pixels made so far, pixels in all, what is being made)."""
 
+_CLOUDS = (8, 9, 10)
 _CLASS_COLOURS = "000000 2c5c8c 1e5c34 c4be5c 8cbe68 a47652 c84842 46464a f0e0a0 96928c fcfcff 5c5850"
 
 
@@ -79,10 +80,11 @@ def write_demo(folder: Path, demo: DemoRegion, *, progress: Progress | None = No
         scenes = sorted(demo.scenes(), key=_grid_of)
         tell = _Teller(progress, sum(len(s.rows) * len(s.cols) for s in scenes) + demo.size_px**2)
         with tempfile.TemporaryDirectory(prefix=".parts-", dir=folder) as parts:
+            covers: dict[str, float] = {}
             for _, group in groupby(scenes, key=_grid_of):
-                _write_scenes(folder / COLLECTION, demo, list(group), Path(parts), tell)
+                covers |= _write_scenes(folder / COLLECTION, demo, list(group), Path(parts), tell)
             _write_truth(files.truth, demo, Path(parts), tell)
-        _write_documents(folder, demo, scenes)
+        _write_documents(folder, demo, scenes, covers)
         files.pipeline.write_text(pipeline_text(demo), encoding="utf-8")
         _put_json(files.catalog, catalog_document(demo))
     except (OSError, RasterioIOError) as error:
@@ -165,27 +167,37 @@ def _strips(rows: Span, cols: Span) -> Iterator[Span]:
         yield Span(start, min(start + height, rows.stop))
 
 
-def _write_scenes(folder: Path, demo: DemoRegion, scenes: list[DemoScene], parts: Path, tell: _Teller) -> None:
-    """Write all scenes of one grid: the ground is made once, kept on disk, and seen by every pass."""
+def _write_scenes(folder: Path, demo: DemoRegion, scenes: list[DemoScene], parts: Path, tell: _Teller) -> dict[str, float]:
+    """Write all scenes of one grid: the ground is made once, kept on disk, and seen by every pass.
+
+    Returns the share of each scene's observed pixels that clouds hide, 0..1.
+    """
     crs, rows, cols = _grid_of(scenes[0])
     wide_cols = Span(cols.start - PAD_PX, cols.stop + PAD_PX)
     strips = list(_strips(rows, cols))
     for number, strip in enumerate(strips):
         np.save(parts / f"{number}.npy", demo.layers(crs, Span(strip.start - PAD_PX, strip.stop + PAD_PX), wide_cols))
+    covers: dict[str, float] = {}
     for scene in scenes:
+        observed = cloudy = 0
         place = folder / scene.id
         place.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             rasters = {asset: stack.enter_context(_open_part(parts, demo, scene, asset)) for asset in (*BANDS, "scl")}
             for number, strip in enumerate(strips):
                 layers = np.load(parts / f"{number}.npy", allow_pickle=False)
-                for asset, numbers in render(demo, scene, strip, cols, layers=layers).items():
+                rendered = render(demo, scene, strip, cols, layers=layers)
+                observed += int((rendered["scl"] > 0).sum())
+                cloudy += int(np.isin(rendered["scl"], _CLOUDS).sum())
+                for asset, numbers in rendered.items():
                     factor = resolution_of(demo, asset) // 10
                     top = (strip.start - rows.start) // factor
                     rasters[asset].write(numbers, 1, window=((top, top + numbers.shape[0]), (0, numbers.shape[1])))
                 tell.add(len(strip) * len(cols), scene.id)
+        covers[scene.id] = cloudy / max(1, observed)
         for asset in (*BANDS, "scl"):
             _to_cog(parts / file_name(asset), place / file_name(asset), resampling="MODE" if asset == "scl" else "AVERAGE")
+    return covers
 
 
 def _open_part(parts: Path, demo: DemoRegion, scene: DemoScene, asset: str) -> Any:
@@ -221,6 +233,7 @@ def _to_cog(part: Path, target: Path, *, resampling: str) -> None:
         blocksize=512,
         overview_resampling=resampling,
         bigtiff="IF_SAFER",
+        num_threads="ALL_CPUS",
     )
     part.unlink()
 
@@ -245,9 +258,9 @@ def _write_truth(path: Path, demo: DemoRegion, parts: Path, tell: _Teller) -> No
     _put_json(path.with_name("truth.json"), {"notice": NOTICE, "classes": names, "prompts": prompts})
 
 
-def _write_documents(folder: Path, demo: DemoRegion, scenes: list[DemoScene]) -> None:
+def _write_documents(folder: Path, demo: DemoRegion, scenes: list[DemoScene], covers: dict[str, float]) -> None:
     for scene in scenes:
-        _put_json(folder / COLLECTION / scene.id / f"{scene.id}.json", item_document(demo, scene))
+        _put_json(folder / COLLECTION / scene.id / f"{scene.id}.json", item_document(demo, scene, cloud_cover=covers[scene.id]))
     ids = sorted(scene.id for scene in scenes)
     _put_json(folder / COLLECTION / "collection.json", collection_document(demo, ids))
 

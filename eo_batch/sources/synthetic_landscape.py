@@ -9,6 +9,7 @@ All compiled functions live in this one file, because numba's cache watches the 
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -59,20 +60,14 @@ def cloud_thickness(x_m: NDArray[np.float64], y_m: NDArray[np.float64], seed: in
     """
     out = np.zeros(x_m.shape, np.float32)
     if cover > 0:
-        _clouds(x_m, y_m, seed, _cloud_level(cover), out)
+        # the sum of octaves is close to normal; its sigma is measured
+        _clouds(x_m, y_m, seed, NormalDist(0.0, 0.28).inv_cdf(1.0 - cover), out)
     return out
 
 
 def unit_hash(a: int, b: int, seed: int) -> float:
     """A number in [0, 1) for the integers `a` and `b`: the only source of chance in the demo region."""
     return float(_unit(a, b, seed))
-
-
-def _cloud_level(cover: float) -> float:
-    """Noise level that a share `cover` of the sky exceeds: the sum of octaves is close to normal, sigma measured."""
-    from statistics import NormalDist
-
-    return NormalDist(0.0, 0.30).inv_cdf(1.0 - cover)
 
 
 @njit(cache=True, nogil=True)
@@ -391,8 +386,11 @@ def _clouds(x_m: Any, y_m: Any, seed: int, level: float, out: Any) -> None:
     for row in range(x_m.shape[0]):
         for col in range(x_m.shape[1]):
             x, y = x_m[row, col] / 2600.0, y_m[row, col] / 2600.0
-            coarse = _noise(x, y, seed)
-            if coarse < level - 1.0:
-                continue
-            total = coarse + 0.5 * _octaves(2.0 * x + 31.0, 2.0 * y - 12.0, 5, seed + 1)
+            total, amplitude = 0.0, 1.0
+            for k in range(6):
+                total += amplitude * _noise(x, y, seed + k)
+                amplitude *= 0.5
+                if total + 2.0 * amplitude < level - 0.06:
+                    break  # noise is at most 1: the octaves that are left cannot make a cloud
+                x, y = 2.0 * (_TURN_C * x - _TURN_S * y) + 31.0, 2.0 * (_TURN_S * x + _TURN_C * y) - 12.0
             out[row, col] = _step(level - 0.06, level + 0.34, total) ** 0.8

@@ -2,7 +2,8 @@
 
 Magnitudes follow the USGS Spectral Library (Kokaly et al. 2017, doi:10.3133/ds1035), the ECOSTRESS library (Meerdink
 et al. 2019, doi:10.1016/j.rse.2019.05.015) and, for vegetation canopies, PROSAIL (Jacquemoud et al. 2009,
-doi:10.1016/j.rse.2008.01.026), rounded to the bands of Sentinel-2 MSI. They agree with the published tests of the
+doi:10.1016/j.rse.2008.01.026); moist soil and sand are darkened as in Lobell and Asner (2002,
+doi:10.2136/sssaj2002.7220). All are rounded to the bands of Sentinel-2 MSI. They agree with the published tests of the
 usual indices: NDWI > 0 for water (McFeeters 1996), MNDWI > 0 (Xu 2006), NDSI >= 0.4 and NIR > 0.11 for snow (Hall et
 al. 1995), NDBI > 0 for built-up (Zha et al. 2003). They are typical values, not measurements of a place.
 """
@@ -59,11 +60,11 @@ _END_MEMBERS: dict[int, tuple[tuple[float, ...], tuple[float, ...], float]] = {
     land.FOREST: ((0.020, 0.034, 0.024, 0.235, 0.100, 0.048), (0.027, 0.056, 0.030, 0.420, 0.185, 0.082), 0.22),
     land.CROPS: ((0.078, 0.106, 0.138, 0.215, 0.290, 0.250), (0.030, 0.070, 0.034, 0.470, 0.195, 0.090), 0.14),
     land.GRASS: ((0.058, 0.088, 0.088, 0.270, 0.265, 0.160), (0.036, 0.080, 0.046, 0.410, 0.225, 0.115), 0.12),
-    land.BARE: ((0.062, 0.083, 0.108, 0.155, 0.215, 0.190), (0.100, 0.142, 0.190, 0.265, 0.350, 0.315), 0.14),
+    land.BARE: ((0.062, 0.083, 0.108, 0.155, 0.180, 0.145), (0.100, 0.142, 0.190, 0.265, 0.350, 0.315), 0.14),
     land.BUILT: ((0.150, 0.165, 0.175, 0.195, 0.215, 0.205), (0.088, 0.110, 0.165, 0.215, 0.275, 0.255), 0.40),
     land.ROAD: ((0.080, 0.090, 0.098, 0.122, 0.145, 0.138), (0.155, 0.180, 0.205, 0.235, 0.265, 0.245), 0.06),
-    land.SAND: ((0.135, 0.175, 0.210, 0.260, 0.285, 0.240), (0.215, 0.285, 0.345, 0.410, 0.470, 0.430), 0.10),
-    land.ROCK: ((0.085, 0.098, 0.110, 0.140, 0.180, 0.160), (0.195, 0.220, 0.240, 0.275, 0.310, 0.280), 0.22),
+    land.SAND: ((0.135, 0.175, 0.210, 0.260, 0.220, 0.165), (0.215, 0.285, 0.345, 0.415, 0.445, 0.400), 0.10),
+    land.ROCK: ((0.085, 0.098, 0.110, 0.140, 0.142, 0.130), (0.195, 0.220, 0.240, 0.275, 0.272, 0.245), 0.22),
     land.SNOW: ((0.680, 0.680, 0.660, 0.570, 0.100, 0.090), (0.920, 0.930, 0.920, 0.830, 0.125, 0.105), 0.05),
     land.TRACK: ((0.075, 0.095, 0.120, 0.190, 0.255, 0.225), (0.115, 0.145, 0.180, 0.240, 0.300, 0.270), 0.06),
 }

@@ -61,15 +61,16 @@ def resolution_of(demo: DemoRegion, asset: str) -> int:
 def describe_items(demo: DemoRegion) -> Iterator[dict[str, Any]]:
     """STAC items of all scenes of a region, in the order of time; one at a time, and no pixel is made.
 
-    Hrefs are relative to the item (`<collection>/<item>/<item>.json`). `eo:cloud_cover` is what the clouds were asked
-    to cover (percent).
+    Hrefs are relative to the item (`<collection>/<item>/<item>.json`). `eo:cloud_cover` (percent)
+    is what the clouds were asked to cover; `write_demo` writes what they do cover.
     """
     for scene in demo.scenes():
         yield item_document(demo, scene)
 
 
-def item_document(demo: DemoRegion, scene: DemoScene) -> dict[str, Any]:
-    """The STAC item of one scene."""
+def item_document(demo: DemoRegion, scene: DemoScene, *, cloud_cover: float | None = None) -> dict[str, Any]:
+    """The STAC item of one scene; `cloud_cover` is the measured share (0..1) where it is known."""
+    cover = scene.acquisition.cloud_cover if cloud_cover is None else cloud_cover
     elevation, azimuth = scene.acquisition.sun_elevation_azimuth
     assets: dict[str, Any] = {name: _band_asset(demo, scene, name) for name in _SENSOR}
     assets["scl"] = _scl_asset(demo, scene)
@@ -89,7 +90,7 @@ def item_document(demo: DemoRegion, scene: DemoScene) -> dict[str, Any]:
             "platform": "synthetic",
             "instruments": ["synthetic-msi"],
             "gsd": 10,
-            "eo:cloud_cover": round(100.0 * scene.acquisition.cloud_cover, 2),
+            "eo:cloud_cover": round(100.0 * cover, 2),
             "view:sun_elevation": round(elevation, 3),
             "view:sun_azimuth": round(azimuth, 3),
             "sat:relative_orbit": int(scene.acquisition.orbit[1:]),

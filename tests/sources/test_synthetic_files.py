@@ -96,6 +96,14 @@ def test_items_tell_what_the_numbers_mean(files: DemoFiles) -> None:
             assert (band["raster:scale"], band["raster:offset"], band["nodata"], band["data_type"]) == (0.0001, -0.1, 0, "uint16")
 
 
+def test_cloud_cover_is_what_the_classification_shows(files: DemoFiles) -> None:
+    for item in _items(files):
+        with rasterio.open(item.assets["scl"].get_absolute_href()) as raster:
+            scl = raster.read(1)
+        share = 100.0 * np.isin(scl, (8, 9, 10)).sum() / (scl > 0).sum()
+        assert item.properties["eo:cloud_cover"] == pytest.approx(share, abs=0.01)
+
+
 def test_scenes_come_in_both_zones_and_orbits(files: DemoFiles) -> None:
     found = {(item.properties["proj:code"], item.properties["sat:relative_orbit"]) for item in _items(files)}
     assert found == {("EPSG:32632", 22), ("EPSG:32632", 65), ("EPSG:32633", 22), ("EPSG:32633", 65)}
