@@ -100,7 +100,7 @@ def trace_objects(labels: NDArray[np.int32], count: int, *, row: int, col: int) 
     ----------
     row, col : absolute index of the first row and column of the mask.
     """
-    xy, starts, owners = _trace(labels, count)
+    xy, starts, owners = _trace(labels)
     # Shells are found first, one per object in order; holes by first vertex: a stable sort puts them behind their shell.
     order = np.argsort(owners, kind="stable")
     vertices, rings = take_ragged(starts, order)
@@ -108,32 +108,40 @@ def trace_objects(labels: NDArray[np.int32], count: int, *, row: int, col: int) 
     return Outlines(xy[vertices].astype(np.int64) + np.array([col, row]), rings, objects)
 
 
+# Arrays below are made once and never reassigned in loops over pixels: numba would count references at every pixel.
+
+
 @njit(cache=True, nogil=True)
 def _label(mask: NDArray[np.uint8], value: np.uint8, labels: NDArray[np.int32]) -> int:  # pragma: no cover
     """Two-pass union-find labelling into `labels` (with border); number of objects. Rosenfeld and Pfaltz 1966."""
     height, width = mask.shape
-    parent = np.empty(1024, np.int32)
-    parent[0] = 0
+    starts = 1
+    for y in range(height):
+        line, before = mask[y], mask[max(y - 1, 0)]
+        for x in range(width):
+            new = line[x] == value and (x == 0 or line[x - 1] != value) and (y == 0 or before[x] != value)
+            starts += new
+    parent = np.zeros(starts, np.int32)
     used = 1
     for y in range(height):
+        line, above, here = mask[y], labels[y], labels[y + 1]
+        left = np.int32(0)
         for x in range(width):
-            if mask[y, x] != value:
+            if line[x] != value:
+                left = np.int32(0)
                 continue
-            up, left = labels[y, x + 1], labels[y + 1, x]
+            up = above[x + 1]
             if up == 0 and left == 0:
-                if used == len(parent):
-                    grown = np.empty(2 * used, np.int32)
-                    grown[:used] = parent
-                    parent = grown
                 parent[used] = used
-                labels[y + 1, x + 1] = used
+                left = np.int32(used)
                 used += 1
-            elif up == 0 or left == 0 or up == left:
-                labels[y + 1, x + 1] = max(up, left)
-            else:
+            elif left == 0:
+                left = up
+            elif up != 0 and up != left:
                 a, b = _root(parent, up), _root(parent, left)
                 parent[max(a, b)] = min(a, b)
-                labels[y + 1, x + 1] = min(a, b)
+                left = min(a, b)
+            here[x + 1] = left
     count = 0
     for i in range(1, used):  # a parent is never greater than its child: parents are final when children are reached
         if parent[i] == i:
@@ -142,8 +150,10 @@ def _label(mask: NDArray[np.uint8], value: np.uint8, labels: NDArray[np.int32]) 
         else:
             parent[i] = parent[parent[i]]
     for y in range(1, height + 1):
+        here = labels[y]
         for x in range(1, width + 1):
-            labels[y, x] = parent[labels[y, x]]
+            if here[x] != 0:
+                here[x] = parent[here[x]]
     return count
 
 
@@ -156,74 +166,89 @@ def _root(parent: NDArray[np.int32], i: int) -> int:  # pragma: no cover
 
 
 @njit(cache=True, nogil=True)
-def _trace(labels: NDArray[np.int32], count: int) -> tuple[NDArray, NDArray, NDArray]:  # pragma: no cover
+def _trace(labels: NDArray[np.int32]) -> tuple[NDArray, NDArray, NDArray]:  # pragma: no cover
     """Rings of all objects: vertices int32 (n, 2), ring offsets, object of each ring."""
+    done = np.zeros(labels.shape, np.uint8)
+    xy, starts, owners = np.empty((0, 2), np.int32), np.zeros(1, np.int64), np.empty(0, np.int32)
+    rings, used = _follow_all(labels, done, 1, xy, starts, owners)
+    xy, starts, owners = np.empty((used, 2), np.int32), np.zeros(rings + 1, np.int64), np.empty(rings, np.int32)
+    _follow_all(labels, done, 2, xy, starts, owners)
+    return xy, starts, owners
+
+
+@njit(cache=True, nogil=True)
+def _follow_all(
+    labels: NDArray[np.int32],
+    done: NDArray[np.uint8],
+    mark: int,
+    xy: NDArray[np.int32],
+    starts: NDArray[np.int64],
+    owners: NDArray[np.int32],
+) -> tuple[int, int]:  # pragma: no cover
+    """Numbers of rings and vertices; the rings themselves as far as there is room. `done` gets `mark` below pixels."""
     height, width = labels.shape
-    below_done = np.zeros((height, width), np.uint8)  # the lower edge of this pixel is on a ring already
-    xy = np.empty((max(64, 8 * count), 2), np.int32)
-    starts = np.empty(max(16, 2 * count) + 1, np.int64)
-    owners = np.empty(max(16, 2 * count), np.int32)
     rings = used = 0
-    starts[0] = 0
     for holes in range(2):
         seen = 0
         for py in range(1, height - 1):
+            here, below, passed = labels[py], labels[py + 1], done[py]
             for px in range(1, width - 1):
-                label = labels[py, px]
+                label = here[px]
                 if label == 0:
                     continue
                 if holes == 0:
                     if label <= seen:
                         continue
                     seen = label
-                    y, x, way = py, px, _SOUTH
-                else:
-                    if labels[py + 1, px] == label or below_done[py, px]:
-                        continue
-                    y, x, way = py + 1, px, _EAST
-                first_y, first_x, first_way = y, x, way
-                if rings == len(owners):
-                    starts, owners = _grow(starts, 2 * rings + 1), _grow(owners, 2 * rings)
-                corner = True
-                while True:
-                    if corner:
-                        if used == len(xy):
-                            grown = np.empty((2 * used, 2), np.int32)
-                            grown[:used] = xy
-                            xy = grown
-                        xy[used, 0], xy[used, 1] = x - 1, y - 1
-                        used += 1
-                    if way == _SOUTH:
-                        y += 1
-                        right, left = labels[y, x - 1] == label, labels[y, x] == label
-                    elif way == _EAST:
-                        below_done[y - 1, x] = 1
-                        x += 1
-                        right, left = labels[y, x] == label, labels[y - 1, x] == label
-                    elif way == _NORTH:
-                        y -= 1
-                        right, left = labels[y - 1, x] == label, labels[y - 1, x - 1] == label
-                    else:
-                        x -= 1
-                        right, left = labels[y - 1, x - 1] == label, labels[y, x - 1] == label
-                    corner = right or not left
-                    if right:
-                        way = (way + 3) % 4
-                    elif not left:
-                        way = (way + 1) % 4
-                    if y == first_y and x == first_x and way == first_way:
-                        break
-                owners[rings] = label
+                elif below[px] == label or passed[px] == mark:
+                    continue
+                used = _follow(labels, done, mark, py + holes, px, holes, xy, used)
+                if rings < len(owners):
+                    owners[rings], starts[rings + 1] = label, used
                 rings += 1
-                starts[rings] = used
-    return xy[:used], starts[: rings + 1], owners[:rings]
+    return rings, used
 
 
 @njit(cache=True, nogil=True)
-def _grow(array: NDArray, size: int) -> NDArray:  # pragma: no cover
-    grown = np.empty(size, array.dtype)
-    grown[: len(array)] = array
-    return grown
+def _follow(
+    labels: NDArray[np.int32],
+    done: NDArray[np.uint8],
+    mark: int,
+    first_y: int,
+    first_x: int,
+    first_way: int,
+    xy: NDArray[np.int32],
+    used: int,
+) -> int:  # pragma: no cover
+    """Follow one ring from its first vertex: shells leave it to the south, holes to the east. The new `used`."""
+    y, x, way = first_y, first_x, first_way
+    label = labels[y, x] if way == _SOUTH else labels[y - 1, x]
+    corner = True
+    while True:
+        if corner:
+            if used < len(xy):
+                xy[used, 0], xy[used, 1] = x - 1, y - 1
+            used += 1
+        if way == _SOUTH:
+            y += 1
+            right, left = labels[y, x - 1] == label, labels[y, x] == label
+        elif way == _EAST:
+            done[y - 1, x] = mark
+            x += 1
+            right, left = labels[y, x] == label, labels[y - 1, x] == label
+        elif way == _NORTH:
+            y -= 1
+            right, left = labels[y - 1, x] == label, labels[y - 1, x - 1] == label
+        else:
+            x -= 1
+            right, left = labels[y - 1, x - 1] == label, labels[y, x - 1] == label
+        corner = right or not left
+        if right:
+            way = (way + 3) & 3
+        elif not left:
+            way = (way + 1) & 3
+        if y == first_y and x == first_x and way == first_way:
+            return used
 
 
 def _concat_offsets(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
