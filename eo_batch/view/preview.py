@@ -73,15 +73,14 @@ def write_preview(
 
     Parameters
     ----------
-    masks : folder of a run; or `xarray.DataArray` or Dataset with "mask", axes (prompt, time, y, x), as
-        `open_run(...).masks` gives it.
+    masks : `xarray.DataArray`, or Dataset with "mask", axes (prompt, time, y, x), as `open_run(...).masks` gives it.
     path : PNG to write. title : first line. background : as in `render_preview`, of the decimated size.
     time : which layer. max_px : longest side of the map; every n-th pixel is read, nothing is averaged.
     """
     if isinstance(masks, str | Path):
-        from eo_batch.notebook import open_run
+        from eo_batch.outputs.cube import open_cube
 
-        masks = open_run(masks).masks
+        masks = open_cube(masks)
     array = masks["mask"] if hasattr(masks, "data_vars") else masks
     step = max(1, -(-max(array.sizes["y"], array.sizes["x"]) // max_px))
     layer = array.isel(time=time, y=slice(step // 2, None, step), x=slice(step // 2, None, step))
