@@ -149,6 +149,8 @@ def _background(region: Path, run: Run) -> NDArray[np.uint8]:
     from rasterio.transform import Affine
     from rasterio.warp import reproject
 
+    from eo_batch.view.preview import true_colour
+
     grid = run.masks
     step = max(1, -(-max(grid.sizes["y"], grid.sizes["x"]) // PICTURE_PX))
     ys, xs = grid["y"].values[step // 2 :: step], grid["x"].values[step // 2 :: step]
@@ -157,11 +159,11 @@ def _background(region: Path, run: Run) -> NDArray[np.uint8]:
     items = [
         documents.loads(path.read_text(encoding="utf-8")) | {"folder": path.parent} for path in sorted(region.rglob("*.json"))
     ]
-    picture = np.zeros((len(ys), len(xs), 3), np.uint8)
-    for channel, band in enumerate(("red", "green", "blue")):
+    middle = []
+    for band in ("red", "green", "blue"):
         seen = []
         for item in (item for item in items if item.get("type") == "Feature"):
-            layer = np.zeros(picture.shape[:2], np.float32)
+            layer = np.zeros((len(ys), len(xs)), np.float32)
             with rasterio.open(item["folder"] / item["assets"][band]["href"], driver="GTiff") as raster:
                 reproject(
                     rasterio.band(raster, 1),
@@ -173,11 +175,9 @@ def _background(region: Path, run: Run) -> NDArray[np.uint8]:
                 )
             seen.append(np.where(layer > 0, layer, np.nan))
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)  # nobody saw it: stays black, and the map says so
-            middle = np.nan_to_num(np.nanmedian(np.stack(seen), axis=0))
-        reflectance = np.clip(middle * 1e-4 - 0.1, 0.0, 0.3)
-        picture[..., channel] = np.sqrt(reflectance / 0.3) * 255
-    return picture
+            warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)  # nobody saw it: black
+            middle.append(np.nanmedian(np.stack(seen), axis=0))
+    return true_colour(np.stack(middle) * 1e-4 - 0.1)
 
 
 def _peak_mb() -> float:
