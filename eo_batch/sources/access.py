@@ -69,7 +69,7 @@ class AssetAccess:
         return "/vsicurl/" + self.sign(path.removeprefix("/vsicurl/"))
 
     def resolve(self, href: str) -> str:
-        """GDAL path of `href` after policy, real path, DNS and redirects; not signed."""
+        """GDAL path of `href` after policy, real path, DNS and redirects; without a token."""
         policy = self.policy
         path = policy.check(href)
         if path.startswith("/vsis3/"):
@@ -80,12 +80,23 @@ class AssetAccess:
             known = _CACHE.get((policy, href))
         if known and known[0] > time.monotonic():
             return known[1]
-        checked = "/vsicurl/" + _walk(path.removeprefix("/vsicurl/"), policy, follow=self.catalog.signing == "none")
+        checked = "/vsicurl/" + self._checked(path.removeprefix("/vsicurl/"), policy)
         with _LOCK:
             if len(_CACHE) > 100_000:
                 _CACHE.clear()
             _CACHE[policy, href] = time.monotonic() + CHECK_SECONDS, checked
         return checked
+
+    def _checked(self, url: str, policy: HrefPolicy) -> str:
+        """Where `url` leads; a signed address must stay where it is, because its token is for that store alone."""
+        check_address(url, policy)
+        signed = self.sign(url)
+        target = _walk(signed, policy)
+        if signed == url:
+            return target
+        if target != signed:
+            raise PolicyError("href-host", "a signed address is redirected", where=f'href "{redact(url)}"')
+        return url
 
     def sign(self, href: str, *, now: float | None = None) -> str:
         """`href` with the token of its store, or unchanged where the catalog does not sign it.
@@ -165,12 +176,10 @@ def _behind_proxy(url: str) -> bool:
     return urlsplit(url).scheme in requests.utils.get_environ_proxies(url)
 
 
-def _walk(url: str, policy: HrefPolicy, *, follow: bool) -> str:
+def _walk(url: str, policy: HrefPolicy) -> str:
     """Address that `url` leads to, each hop checked. Answers other than redirects are left for the reader to judge."""
     for _ in range(MAX_REDIRECTS + 1):
         check_address(url, policy)
-        if not follow:
-            return url
         target = _redirect_of(url)
         if target is None:
             return url

@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -132,7 +132,7 @@ class TokenService:
             answer = Http().get_json(f"{self.url}/{store[0]}/{store[1]}")
             query = str(answer.document["token"]).lstrip("?")
             expiry = _expiry(query, answer.document.get("msft:expiry"))
-            served = parsedate_to_datetime(answer.headers["Date"])
+            served = _served(answer.headers.get("Date"))
         except (requests.RequestException, ValueError, KeyError, TypeError) as error:
             raise AssetError("asset-unreachable", "no token", where=where, why=redact(error)) from None
         left = (expiry - served).total_seconds()
@@ -145,6 +145,14 @@ class TokenService:
 @lru_cache(maxsize=64)
 def _service(url: str, allow_emulator: bool) -> TokenService:
     return TokenService(url, allow_emulator)
+
+
+def _served(date: str | None) -> datetime:
+    """When the service answered, by its own clock; by ours where it sends no date (RFC 9110, 6.6.1: a date is GMT)."""
+    if date is None:
+        return datetime.now(UTC)
+    found = parsedate_to_datetime(date)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _expiry(query: str, stated: str | None) -> datetime:

@@ -73,7 +73,9 @@ def normalise(document: Any, *, base: str, local: bool, collection: str = "") ->
     if not re.match(r"(0\.9|1\.[01])(\.|$)", version):
         raise Unusable(name, f"STAC {printable(version)[:20]} is not 0.9 to 1.1")
     clean["stac_version"] = version
-    clean.setdefault("links", [])
+    links, extensions = clean.get("links"), clean.get("stac_extensions")
+    clean["links"] = [link for link in links if _is_link(link)] if isinstance(links, list) else []
+    clean["stac_extensions"] = [text for text in extensions if isinstance(text, str)] if isinstance(extensions, list) else []
     out = _migrate(clean, name)
     start, end = range_of(out)
     stated = {"datetime": instant_of(out), "start_datetime": start, "end_datetime": end}
@@ -267,7 +269,7 @@ def _absolute(document: dict[str, Any], base: str, *, local: bool) -> None:
         for other in alternates.values() if isinstance(alternates, dict) else ():
             if isinstance(other, dict) and isinstance(other.get("href"), str):
                 other["href"] = absolute_href(other["href"], base, local=local)
-    links = [link for link in document["links"] if isinstance(link, dict) and isinstance(link.get("href"), str)]
+    links = document["links"]
     document["links"] = [
         {**link, "href": absolute_href(link["href"], base, local=local)} for link in links if link.get("rel") in KEPT_LINKS
     ]
@@ -291,6 +293,10 @@ def absolute_href(href: str, base: str, *, local: bool) -> str:
             os.path.join(os.path.dirname(base), unquote(text) if "%" in text and not _exists(base, text) else text)
         )
     return without_secrets(urljoin(base, text))
+
+
+def _is_link(link: Any) -> bool:
+    return isinstance(link, dict) and isinstance(link.get("href"), str) and isinstance(link.get("rel"), str)
 
 
 def _exists(base: str, text: str) -> bool:

@@ -16,6 +16,7 @@ import requests
 import shapely
 from pystac import STACError
 from pystac_client import Client, ConformanceClasses
+from pystac_client.errors import ClientTypeError
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
 from pystac_client.warnings import DoesNotConformTo, PystacClientWarning
@@ -89,11 +90,13 @@ def _open(catalog: CatalogSpec, stac_io: _ApiIO) -> Client:
             warnings.simplefilter("error", DoesNotConformTo)
             warnings.simplefilter("ignore", PystacClientWarning)
             client = Client.open(catalog.url, stac_io=stac_io)
+            searches = bool(client.conforms_to(ConformanceClasses.ITEM_SEARCH))
+            list(client.get_links("search"))
     except (HttpFailure, APIError, requests.RequestException) as error:
         raise _unreachable(catalog, error, "the landing page") from None
-    except (STACError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (STACError, ClientTypeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise _no_search(catalog, f"the landing page is no STAC catalog ({type(error).__name__})") from None
-    if not client.conforms_to(ConformanceClasses.ITEM_SEARCH):
+    if not searches:
         raise _no_search(catalog, "the server does not say that it conforms to item search")
     return client
 

@@ -84,8 +84,13 @@ def serve_replies(replies: Mapping[str, Sequence[Reply]] | Callable[[str, str, b
                 return
             data = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
             data = data.replace(b"{url}", replay.url.encode())
-            self.send_response(reply.status)
-            headers = {"Content-Type": "application/json", "Content-Length": str(len(data)), **reply.headers}
+            self.send_response_only(reply.status)
+            headers = {
+                "Date": self.date_time_string(),
+                "Content-Type": "application/json",
+                "Content-Length": str(len(data)),
+                **reply.headers,
+            }
             for name, value in headers.items():
                 self.send_header(name, value.replace("{url}", replay.url))
             self.end_headers()
