@@ -44,6 +44,7 @@ Progress = Callable[[int, int, str], None]
 """Called with (pixels made so far, pixels in all, what is being made)."""
 
 _CLOUDS = (8, 9, 10)
+_CACHE_MB = 64  # else GDAL takes 5 % of the machine's memory
 _CLASS_COLOURS = "000000 2c5c8c 1e5c34 c4be5c 8cbe68 a47652 c84842 46464a f0e0a0 96928c fcfcff 5c5850"
 
 
@@ -79,7 +80,7 @@ def write_demo(folder: Path, demo: DemoRegion, *, progress: Progress | None = No
         files.catalog.unlink(missing_ok=True)
         scenes = sorted(demo.scenes(), key=_grid_of)
         tell = _Teller(progress, sum(len(s.rows) * len(s.cols) for s in scenes) + demo.size_px**2)
-        with tempfile.TemporaryDirectory(prefix=".parts-", dir=folder) as parts:
+        with tempfile.TemporaryDirectory(prefix=".parts-", dir=folder) as parts, rasterio.Env(GDAL_CACHEMAX=_CACHE_MB):
             covers: dict[str, float] = {}
             for _, group in groupby(scenes, key=_grid_of):
                 covers |= _write_scenes(folder / COLLECTION, demo, list(group), Path(parts), tell)
@@ -161,8 +162,8 @@ def _grid_of(scene: DemoScene) -> tuple[str, Span, Span]:
 
 
 def _strips(rows: Span, cols: Span) -> Iterator[Span]:
-    """Strips of at most about four million pixels, an even number of rows each."""
-    height = max(2, min(1024, 2 * (2_000_000 // max(1, len(cols)))))
+    """Strips of about one million pixels, an even number of rows each."""
+    height = max(2, 2 * (500_000 // max(1, len(cols))))
     for start in range(rows.start, rows.stop, height):
         yield Span(start, min(start + height, rows.stop))
 
