@@ -221,3 +221,26 @@ def test_unpacked_wheel_works_away_from_the_repository(wheel: Path, tmp_path: Pa
         )
         assert done.returncode == 0, done.stderr
     assert "catalog earth-search" in done.stdout
+
+
+MODULES = {
+    "PIL": "pillow",
+    "odc": "odc-geo",
+    "huggingface_hub": "huggingface-hub",
+}
+BROUGHT_ALONG = {"affine": "rasterio", "pandas": "geopandas", "urllib3": "requests"}
+
+
+def test_everything_that_is_imported_is_a_declared_dependency() -> None:
+    core, models = set(requirements()), set(requirements("models")) | {"psutil"}
+    undeclared = []
+    for path in sorted((ROOT / "eo_batch").rglob("*.py")):
+        allowed = models if path.parent.name == "models" or "models" in path.parts else core
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for top in {name.partition(".")[0] for name in names} - {"eo_batch", ""} - set(sys.stdlib_module_names):
+                distribution = canonicalize_name(MODULES.get(top, BROUGHT_ALONG.get(top, top)))
+                if distribution not in allowed:
+                    undeclared.append(f"{path.relative_to(ROOT)}:{node.lineno} imports {top}")
+    assert undeclared == []

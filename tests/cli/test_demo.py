@@ -85,3 +85,12 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     answer = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--size", "256"])
     assert answer.exit_code == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "thesis.txt"]
+
+
+def test_plan_says_how_a_narrower_word_is_answered(demo: tuple[Path, dict[str, Any]]) -> None:
+    pipeline = demo[0] / "region" / "demo.toml"
+    river = pipeline.with_name("river.toml")
+    river.write_text(pipeline.read_text().replace('text = "water"', 'text = "river"'))
+    answer = CliRunner().invoke(app, ["plan", str(river), "--json"])
+    assert answer.exit_code == 0, answer.stderr
+    assert '"river" is answered with all water' in json.loads(answer.stdout)["answers"][0]
