@@ -136,7 +136,7 @@ class _Sift:
             return True
         try:
             matches = bool(self.expression.matches(dict(document)))
-        except Exception:  # cql2 raises plain Exceptions for items that it cannot compare: a property is missing or of another type
+        except Exception:  # cql2 raises plain Exceptions where a property is missing or cannot be compared
             self.count["not comparable"] += 1
             return False
         self.count["filtered"] += not matches

@@ -401,3 +401,62 @@ def test_a_broken_parquet_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CatalogError) as caught:
         found(pipeline(), find_catalog("x.parquet", tmp_path)[0])
     assert caught.value.code == "catalog-unreachable"
+
+
+# real scenes
+
+
+def real_items(shared: Path) -> dict[str, list[tuple[Path, dict[str, Any]]]]:
+    """Items with an outline of the catalog of real scenes, by collection."""
+    out: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
+    for path in sorted((shared / "stac").glob("*/*/*.json")):
+        document = json.loads(path.read_text())
+        if document.get("type") == "Feature" and document.get("geometry") and "wild" not in path.parts:
+            out.setdefault(document["collection"], []).append((path, document))
+    return out
+
+
+def whole_world(collection: str) -> Any:
+    return pipeline(bbox=(-180, -90, 180, 90), start="1970-01-01", end="2030-01-01", collections=(collection,))
+
+
+@pytest.mark.shared
+def test_every_real_item_is_found_in_the_static_catalog_with_files_that_are_there(shared: Path) -> None:
+    where, _ = find_catalog(str(shared / "stac" / "catalog.json"), Path("/"))
+    for collection, entries in real_items(shared).items():
+        spec = whole_world(collection)
+        documents = search_items(spec, where, region=region_of(spec)).documents
+        assert {d["id"] for d in documents} == {document["id"] for _, document in entries}
+        assert all(Path(a["href"]).is_file() for d in documents for a in d["assets"].values())
+
+
+@pytest.mark.shared
+def test_a_real_api_over_real_items_finds_what_the_static_catalog_finds(shared: Path) -> None:
+    entries = [entry for group in real_items(shared).values() for entry in group]
+    items = [document for _, document in entries]
+    spec = pipeline(bbox=(2.80, 42.32, 2.86, 42.36), start="2019-06-01", end="2021-01-01", collections=("sentinel-2-l2a",))
+    static = search_items(
+        spec, find_catalog(str(shared / "stac" / "catalog.json"), Path("/"))[0], region=region_of(spec)
+    ).documents
+    with serve_stac(items) as url:
+        served = search_items(spec, catalog(url, page_limit=2), region=region_of(spec)).documents
+    assert (
+        [d["id"] for d in served]
+        == [d["id"] for d in static]
+        == [f"s2-l2a-boadella-{day}" for day in ("20190607", "20200118", "20200202")]
+    )
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("bbox", "collection", "names"),
+    [
+        ((-78.004, 36.620, -77.996, 36.624), "naip", ["naip-va-3607717-utm18", "naip-va-3607824-utm17"]),
+        ((6.8, 46.3, 6.9, 46.4), "sentinel-2-l2a", ["s2-l2a-32tls-20220618"]),
+        ((7.6, 46.3, 7.7, 46.4), "sentinel-2-l2a", ["s2-l2a-32tls-20220618", "s2-l2a-32tls-20220620"]),
+        ((179.0, 50.0, -170.0, 75.0), "odd", ["landsat-antimeridian-utm60n"]),
+    ],
+)
+def test_known_places_give_known_scenes(bbox: tuple[float, ...], collection: str, names: list[str], shared: Path) -> None:
+    spec = pipeline(bbox=bbox, start="1970-01-01", end="2030-01-01", collections=(collection,))
+    assert found(spec, find_catalog(str(shared / "stac" / "catalog.json"), Path("/"))[0]) == names
