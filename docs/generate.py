@@ -37,7 +37,7 @@ COMMANDS = (
 
 def pages() -> dict[str, str]:
     """File name in docs/reference -> its text."""
-    return {"pipeline.md": pipeline_page(), "catalog.md": catalog_page(), "cli.md": cli_page(), "errors.md": errors_page()}
+    return {"pipeline.md": pipeline_page(), "catalog-files.md": catalog_page(), "cli.md": cli_page(), "errors.md": errors_page()}
 
 
 def pipeline_page() -> str:
@@ -68,7 +68,7 @@ def catalog_page() -> str:
             "# Catalog files\n",
             MADE,
             "A catalog file tells how to ask one STAC endpoint and what its items leave unsaid. It is also the network",
-            "allow-list of a run: nothing is read from a host that it does not name.\n",
+            "allow-list of a run: nothing is read from a host that it does not name. How catalogs are found: [catalogs](catalogs.md).\n",
             "## The top of the file\n",
             _table({k: v for k, v in CatalogSpec.model_fields.items() if k != "collections"}),
             f"## {(CollectionSpec.__doc__ or '').splitlines()[0]}\n",

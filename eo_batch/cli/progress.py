@@ -93,7 +93,8 @@ class Progress:
             if now - self._last_line < LINE_EVERY_S and event.done < event.total:
                 return
             self._last_line = now
-            say(f"chunk {event.done:,} of {event.total:,}, {self._rate(event.km2)}")
+            rate = self._rate(event.km2)
+            say(f"chunk {event.done:,} of {event.total:,}" + (f", {rate}" if rate else ""))
         elif event.text.endswith(" items found"):  # a count that grows: the last one is said before the next event
             self._withheld = event.text
         else:
