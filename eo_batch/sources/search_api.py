@@ -164,7 +164,7 @@ def _pages(
         announced += _announced(page)
         yield from features
         link = _next(page)
-        if link is None:
+        if link is None or (not features and announced and received >= max(announced)):
             _check_count(catalog, announced, received, len(keys))
             return
         url, method, parameters, headers = _follow(catalog, link, url, parameters)
@@ -210,9 +210,7 @@ def _follow(
     catalog: CatalogSpec, link: Mapping[str, Any], url: str, parameters: Mapping[str, Any] | None
 ) -> tuple[str, str, Mapping[str, Any] | None, Mapping[str, str] | None]:
     """Request that a `next` link asks for (STAC API, item search, paging: method, body, merge, headers)."""
-    target = urljoin(url, str(link["href"]))
-    if urlsplit(target).scheme == "http" and urlsplit(url).scheme == "https":
-        target = "https" + target[4:]  # a server behind a proxy that ends TLS often does not know its own scheme
+    target = _encrypted(urljoin(url, str(link["href"])), url)
     if urlsplit(target).netloc.lower() != urlsplit(url).netloc.lower():
         raise _paging(catalog, f'the next page is on another host, "{urlsplit(target).hostname}"')
     headers = {str(k): str(v) for k, v in link["headers"].items()} if isinstance(link.get("headers"), dict) else None
@@ -221,6 +219,14 @@ def _follow(
     body = link.get("body") if isinstance(link.get("body"), dict) else {}
     assert isinstance(body, dict)
     return target, "POST", {**(parameters or {}), **body} if link.get("merge") else body, headers
+
+
+def _encrypted(target: str, url: str) -> str:
+    """`target` with https where `url` has it: a server behind a proxy that ends TLS often does not know its own scheme."""
+    here, there = urlsplit(url), urlsplit(target)
+    if (here.scheme, there.scheme) == ("https", "http") and here.hostname == there.hostname:
+        return there._replace(scheme="https", netloc=here.netloc).geturl()
+    return target
 
 
 def _announced(page: Mapping[str, Any]) -> list[int]:

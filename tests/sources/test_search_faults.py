@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 from servers.cases import catalog, item, landing, page, pipeline, region_of
@@ -11,6 +12,7 @@ from servers.replay import Replay, Reply, serve_replies
 
 from eo_batch.core.errors import CatalogError, ConfigError, PolicyError
 from eo_batch.sources.catalog import search_items
+from eo_batch.sources.search_api import _encrypted
 from eo_batch.sources.search_http import Http, retry_after
 
 
@@ -52,6 +54,39 @@ def test_a_link_that_says_merge_keeps_the_query() -> None:
 def test_an_empty_page_in_the_middle_does_not_end_the_search() -> None:
     with server(page(item("a"), next_body={"token": "2"}), page(next_body={"token": "3"}), page(item("b"))) as replay:
         assert ask(replay) == ["a", "b"]
+
+
+def test_an_empty_page_after_the_last_announced_item_is_the_end() -> None:
+    with server(page(item("a"), next_body={"t": 2}, numberMatched=1), page(next_body={"t": 2}, numberMatched=1)) as replay:
+        assert ask(replay) == ["a"]
+
+
+def test_a_server_that_lists_no_post_is_asked_with_get() -> None:
+    root = landing()
+    root["links"] = [link for link in root["links"] if link.get("method") != "POST"]
+    first = page(item("a"))
+    first["links"] = [{"rel": "next", "href": "{url}/search?token=2"}]
+    with server(first, page(item("b")), root=root) as replay:
+        assert ask(replay) == ["a", "b"]
+        paths = [path for method, path, _ in replay.seen if method == "GET" and path.startswith("/search")]
+    query = parse_qs(paths[0].partition("?")[2])
+    assert query["bbox"] == ["10.0,50.0,10.2,50.1"]
+    assert query["collections"] == ["scenes"]
+    assert query["datetime"] == ["2020-06-01T00:00:00Z/2020-07-01T00:00:00Z"]
+    assert paths[1] == "/search?token=2"
+
+
+@pytest.mark.parametrize(
+    ("target", "url", "seen"),
+    [
+        ("http://a.org/s?x=1", "https://a.org/v1", "https://a.org/s?x=1"),
+        ("http://a.org:80/s", "https://a.org/v1", "https://a.org/s"),
+        ("http://b.org/s", "https://a.org/v1", "http://b.org/s"),
+        ("http://a.org/s", "http://a.org/v1", "http://a.org/s"),
+    ],
+)
+def test_links_of_a_server_that_does_not_know_its_scheme_stay_encrypted(target: str, url: str, seen: str) -> None:
+    assert _encrypted(target, url) == seen
 
 
 @pytest.mark.parametrize(
