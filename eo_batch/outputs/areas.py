@@ -75,7 +75,7 @@ class PixelAreas:
         return np.floor(upper * (1 - fy) + lower * fy + 0.5).astype(np.int64)
 
     @cached_property
-    def _to_degrees(self) -> Transformer:
+    def _to_geodetic(self) -> Transformer:
         return Transformer.from_crs(self._crs, self._crs.geodetic_crs, always_xy=True)
 
     def _area_m2(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -88,11 +88,11 @@ class PixelAreas:
 
     def _on_ellipsoid(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
         """Earth-centred coordinates in metres, float64 (..., 3), of map positions at height 0."""
-        if self._crs.is_geographic:
-            factor = np.degrees(self._crs.axis_info[0].unit_conversion_factor)
-            lon, lat = np.radians(x * factor), np.radians(np.clip(y * factor, -90, 90))
-        else:
-            lon, lat = (np.radians(v) for v in self._to_degrees.transform(x, y))
+        geodetic = self._crs.geodetic_crs
+        unit = geodetic.axis_info[0].unit_conversion_factor  # radians; degrees in most, grads in some
+        if not self._crs.is_geographic:
+            x, y = self._to_geodetic.transform(x, y)
+        lon, lat = np.asarray(x) * unit, np.clip(np.asarray(y) * unit, -np.pi / 2, np.pi / 2)
         ellipsoid = self._crs.ellipsoid or CRS.from_epsg(4326).ellipsoid
         a = ellipsoid.semi_major_metre
         f = 1 / ellipsoid.inverse_flattening if ellipsoid.inverse_flattening else 0.0
