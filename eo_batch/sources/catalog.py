@@ -1,7 +1,4 @@
-"""Where scenes come from: a catalog by name, by address or by path, as one `CatalogSpec`.
-
-This module is the front of the search: it finds the catalog, and offers what `search`, `items` and `items_parquet` do.
-"""
+"""Where scenes come from: a catalog by name, by address or by path, as one `CatalogSpec`."""
 
 from __future__ import annotations
 
@@ -13,20 +10,6 @@ from urllib.parse import urlsplit
 from eo_batch.core.errors import ConfigError
 from eo_batch.core.hrefs import has_secrets, redact
 from eo_batch.core.spec import MAX_CONFIG_BYTES, CatalogSpec, parse_catalog
-from eo_batch.sources.items import resolve_items
-from eo_batch.sources.items_parquet import items_from_parquet, items_to_parquet
-from eo_batch.sources.search import SearchResult, search_items
-
-__all__ = [
-    "SearchResult",
-    "catalog_folders",
-    "find_catalog",
-    "items_from_parquet",
-    "items_to_parquet",
-    "known_catalogs",
-    "resolve_items",
-    "search_items",
-]
 
 _PARQUET = (".parquet", ".geoparquet")
 _JSON = (".json", ".geojson")

@@ -13,8 +13,9 @@ from servers.cases import asset, catalog, item, pipeline
 from eo_batch.core.errors import CatalogError, ConfigError, PolicyError
 from eo_batch.core.records import BandAsset, Item
 from eo_batch.core.spec import CatalogSpec
-from eo_batch.sources.catalog import find_catalog, resolve_items
-from eo_batch.sources.items_document import Unusable, bbox_of, footprint_of, normalise
+from eo_batch.sources.catalog import find_catalog
+from eo_batch.sources.items import resolve_items
+from eo_batch.sources.items.document import Unusable, bbox_of, footprint_of, normalise
 
 BASE = "https://api.example.org/items/x.json"
 ANYWHERE = catalog("https://api.example.org", asset_hosts=["*", "s3://*"])

@@ -14,8 +14,11 @@ from stac_geoparquet.arrow import parse_stac_items_to_arrow, stac_table_to_items
 
 from eo_batch.core.errors import CatalogError
 from eo_batch.core.records import ItemTable
-from eo_batch.sources.catalog import find_catalog, items_from_parquet, items_to_parquet, resolve_items, search_items
-from eo_batch.sources.items_document import Unusable, normalise
+from eo_batch.sources.catalog import find_catalog
+from eo_batch.sources.items import resolve_items
+from eo_batch.sources.items.document import Unusable, normalise
+from eo_batch.sources.items.parquet import items_from_parquet, items_to_parquet
+from eo_batch.sources.search import search_items
 
 
 def table(*documents: dict[str, Any]) -> ItemTable:

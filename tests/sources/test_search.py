@@ -14,7 +14,8 @@ from stac_geoparquet.arrow import parse_stac_items_to_arrow, to_parquet
 from eo_batch.core.errors import CatalogError, ConfigError
 from eo_batch.core.records import ItemTable
 from eo_batch.core.spec import CatalogSpec
-from eo_batch.sources.catalog import find_catalog, search_items
+from eo_batch.sources.catalog import find_catalog
+from eo_batch.sources.search import search_items
 
 
 def found(spec: Any, where: CatalogSpec, **options: Any) -> list[str]:

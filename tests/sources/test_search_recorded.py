@@ -11,7 +11,7 @@ from servers.cases import catalog, landing, pipeline, region_of
 from servers.replay import Reply, recorded, serve_replies
 
 from eo_batch.core.errors import CatalogError, ConfigError
-from eo_batch.sources.catalog import search_items
+from eo_batch.sources.search import search_items
 
 pytestmark = pytest.mark.shared
 

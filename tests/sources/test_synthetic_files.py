@@ -21,8 +21,8 @@ from eo_batch.core.errors import StoreError
 from eo_batch.core.region import region_from_bbox
 from eo_batch.core.spec import parse_pipeline
 from eo_batch.sources.synthetic import DemoFiles, DemoRegion, render, truth_masks, write_demo
-from eo_batch.sources.synthetic_spectra import BANDS, CLASS_NAMES
-from eo_batch.sources.synthetic_stac import file_name
+from eo_batch.sources.synthetic.spectra import BANDS, CLASS_NAMES
+from eo_batch.sources.synthetic.stac import file_name
 
 DEMO = DemoRegion(size_px=384, dates=1)
 
@@ -138,7 +138,9 @@ def test_the_pipeline_is_ready_to_run(files: DemoFiles) -> None:
 
 
 def test_our_own_search_finds_all_scenes_with_their_cloud_masks(files: DemoFiles) -> None:
-    from eo_batch.sources.catalog import find_catalog, resolve_items, search_items
+    from eo_batch.sources.catalog import find_catalog
+    from eo_batch.sources.items import resolve_items
+    from eo_batch.sources.search import search_items
 
     spec = parse_pipeline(files.pipeline.read_bytes(), where="demo.toml")
     catalog, _ = find_catalog(spec.source.catalog, files.pipeline.parent)

@@ -11,14 +11,14 @@ import pytest
 
 from eo_batch.core.errors import ConfigError
 from eo_batch.core.grid import Span
-from eo_batch.sources import synthetic_landscape as land
+from eo_batch.sources.synthetic import landscape as land
 from eo_batch.sources.synthetic import DemoRegion, truth_masks
-from eo_batch.sources.synthetic_spectra import BANDS, CLASS_NAMES, end_members, season_mix, truth_classes
+from eo_batch.sources.synthetic.spectra import BANDS, CLASS_NAMES, end_members, season_mix, truth_classes
 
 
 def _coarse(step: int = 8) -> np.ndarray:
     """Every 8th pixel of the standard region, `LAYERS` (y, x)."""
-    from eo_batch.sources.synthetic_scenes import positions
+    from eo_batch.sources.synthetic.scenes import positions
 
     demo = DemoRegion()
     east, north = positions(demo.crs, demo.rows, demo.cols)
@@ -149,7 +149,7 @@ def test_an_unknown_prompt_is_told_what_there_is() -> None:
 
 
 def test_clouds_have_their_shadow_opposite_the_sun() -> None:
-    from eo_batch.sources.synthetic_render import render
+    from eo_batch.sources.synthetic.render import render
 
     demo = DemoRegion(size_px=512)
     scene = next(s for s in demo.scenes() if s.acquisition.cloud_cover > 0.2 and s.crs == demo.crs)

@@ -16,7 +16,7 @@ from shapely.geometry import box, shape
 from eo_batch.core.errors import ConfigError
 from eo_batch.core.grid import Span
 from eo_batch.sources.synthetic import DemoRegion, describe_items, render
-from eo_batch.sources.synthetic_scenes import MIDDLE_M, positions
+from eo_batch.sources.synthetic.scenes import MIDDLE_M, positions
 
 
 def _first(demo: DemoRegion, crs: str, orbit: str = "R022"):

@@ -15,12 +15,11 @@ from eo_batch.core.errors import CatalogError, ConfigError
 from eo_batch.core.hrefs import HrefPolicy
 from eo_batch.core.records import BandAsset, CloudMask, Item, ItemTable
 from eo_batch.core.spec import AssetRef, CatalogSpec, CloudMaskSpec, CollectionSpec, PipelineSpec
-from eo_batch.sources.items_assets import Candidate, candidates, is_raster, names_of
-from eo_batch.sources.items_document import bbox_of, geometry_of, instant_of, printable, range_of
-from eo_batch.sources.items_parquet import items_from_parquet, items_to_parquet
-from eo_batch.sources.items_values import nodata_of, scale_offset_of
+from eo_batch.sources.items.assets import Candidate, candidates, is_raster, names_of
+from eo_batch.sources.items.document import bbox_of, geometry_of, instant_of, printable, range_of
+from eo_batch.sources.items.values import nodata_of, scale_offset_of
 
-__all__ = ["QA_PIXEL", "SCL", "items_from_parquet", "items_to_parquet", "resolve_items"]
+__all__ = ["QA_PIXEL", "SCL", "resolve_items"]
 
 SCL = CloudMaskSpec(asset="scl", kind="classes", drop=[0, 1, 3, 8, 9, 10])
 """Sentinel-2 scene classification: no data, saturated, cloud shadow, cloud (medium, high), cirrus (Level-2A definition)."""

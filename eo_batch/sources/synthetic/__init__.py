@@ -24,10 +24,10 @@ from rasterio.shutil import copy as rasterio_copy
 
 from eo_batch.core.errors import StoreError
 from eo_batch.core.grid import Span
-from eo_batch.sources.synthetic_render import NODATA, OFFSET, PAD_PX, SCALE, render
-from eo_batch.sources.synthetic_scenes import DemoRegion, DemoScene
-from eo_batch.sources.synthetic_spectra import BANDS, CLASS_NAMES, PROMPT_CLASSES, truth_classes
-from eo_batch.sources.synthetic_stac import (
+from eo_batch.sources.synthetic.render import NODATA, OFFSET, PAD_PX, SCALE, render
+from eo_batch.sources.synthetic.scenes import DemoRegion, DemoScene
+from eo_batch.sources.synthetic.spectra import BANDS, CLASS_NAMES, PROMPT_CLASSES, truth_classes
+from eo_batch.sources.synthetic.stac import (
     COLLECTION,
     NOTICE,
     catalog_document,
@@ -142,7 +142,7 @@ scores = true
 """
 
 
-_DEMO_PROMPTS = (("water", 1000), ("vegetation", 1000), ("built-up", 1000), ("snow", 1000))
+_DEMO_PROMPTS = (("water", 1000), ("vegetation", 1000), ("snow", 1000))
 
 
 class _Teller:
