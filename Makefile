@@ -51,8 +51,8 @@ slow: $(READY) ## the slow tests
 	$(RUN)python -m pytest -n $(WORKERS) -m "slow and not gpu"
 
 .PHONY: faults
-faults: $(READY) ## kill -9, full disk, damaged shards, hostile inputs: the long version
-	$(RUN)python -m pytest tests/faults
+faults: $(READY) ## every operation on disk fails once, in four ways: the long version
+	EO_BATCH_FAULT_STEP=1 $(RUN)python -m pytest -s tests/faults --timeout 7200
 
 .PHONY: bench
 bench: $(READY) ## every figure that the README quotes

@@ -29,7 +29,6 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import rasterio
 
 import eo_batch
 from eo_batch.run.driver import start_run
@@ -46,7 +45,8 @@ folder = Path(tempfile.mkdtemp())
 # Cloud-Optimized GeoTIFFs and the catalog is a real STAC catalog: only the landscape is made up.
 
 # %%
-files = write_demo(folder / "demo", DemoRegion(size_px=1024))
+demo = DemoRegion(size_px=1024)
+files = write_demo(folder / "demo", demo)
 print(files.pipeline.read_text())
 
 # %% [markdown]
@@ -100,16 +100,11 @@ footprints = run.footprints()
 footprints.drop(columns=["geometry", "bbox"], errors="ignore").sort_values("area_m2", ascending=False).head()
 
 # %%
-demo = DemoRegion(size_px=1024)
-with rasterio.open(files.truth) as truth:
-    x, y = run.masks.x.values, run.masks.y.values
-    rows, cols = truth.index(np.full_like(y, x[0]), y)[0], truth.index(x, np.full_like(x, y[0]))[1]
-    classes = truth.read(1)[np.ix_(np.asarray(rows), np.asarray(cols))]
+grid = request.grid()[0]
 for prompt in prompts:
     mask = run.masks["mask"].sel(prompt=prompt).isel(time=0).values
-    wanted = truth_masks(classes, prompt)
-    seen = mask <= 1
-    found = mask == 1
+    wanted = truth_masks(demo, prompt, rows=grid.rows, cols=grid.cols)
+    found, seen = mask == 1, mask <= 1
     print(f"{prompt:12} IoU {(found & wanted & seen).sum() / ((found | wanted) & seen).sum():.3f}")
 
 # %% [markdown]

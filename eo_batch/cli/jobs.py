@@ -52,7 +52,8 @@ def search(
     """List the scenes that a run would use."""
     request = _load(pipeline, catalog)
     from eo_batch.run.plan import halo_region
-    from eo_batch.sources.items import items_to_parquet, resolve_items
+    from eo_batch.sources.items import resolve_items
+    from eo_batch.sources.items.parquet import items_to_parquet
     from eo_batch.sources.search import search_items
 
     with Progress(as_json=False, quiet=quiet or json) as progress:

@@ -15,7 +15,7 @@ from eo_batch.core.timeline import time_steps
 from eo_batch.outputs.store import Store
 from eo_batch.run.request import Request, request_from_json
 from eo_batch.sources.items import resolve_items
-from eo_batch.sources.items_parquet import items_from_parquet, items_to_parquet
+from eo_batch.sources.items.parquet import items_from_parquet, items_to_parquet
 
 RANK_PROPERTY = "eo-batch:valid_share"
 """Item property that freezes the measured share of valid pixels (composite "best")."""
@@ -38,9 +38,12 @@ class RunInputs:
         return ny * nx * len(self.steps)
 
 
-def make_inputs(request: Request, documents: Any) -> RunInputs:
-    """Inputs of a request and its frozen STAC documents: a pure function, the same on every machine."""
-    items = resolve_items(documents, request.spec, request.catalog)
+def make_inputs(request: Request, documents: Any, *, notes: list[str] | None = None) -> RunInputs:
+    """Inputs of a request and its frozen STAC documents: a pure function, the same on every machine.
+
+    Lines about items that were left out are appended to `notes`.
+    """
+    items = resolve_items(documents, request.spec, request.catalog, notes=notes)
     ranked = tuple(
         replace(item, rank=float(document["properties"].get(RANK_PROPERTY, item.rank)))
         for item, document in zip(items.items, items.documents, strict=True)

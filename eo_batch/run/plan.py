@@ -143,9 +143,10 @@ def make_inputs_of(request: Request, *, listener: Listener = silent) -> RunInput
         region=halo_region(request.region, grid, region),
         progress=lambda count: listener(Event("search", f"{count:,} items found")),
     )
-    for note in found.notes:
+    notes = list(found.notes)
+    inputs = make_inputs(request, found.documents, notes=notes)
+    for note in notes:
         listener(Event("search", note))
-    inputs = make_inputs(request, found.documents)
     if request.spec.time.composite != "best":
         return inputs
     listener(Event("search", f"measuring valid pixels of {len(inputs.items):,} scenes"))
@@ -169,6 +170,7 @@ def plan_run(
     """Search and plan a request without starting it; errors as `make_inputs_of`, and of loading the segmenter."""
     spec = request.spec
     segmenter = load_segmenter(spec.model, spec.source.bands)
+    segmenter.encode_prompts(spec.prompt_set)
     inputs = make_inputs_of(request, listener=listener)
     return make_plan(inputs, segmenter, executor=executor, workers=workers, out=out)
 
