@@ -6,6 +6,7 @@ that owns it. Prompts and times can be appended by rewriting the metadata and th
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,6 +88,18 @@ def create_cube(
     for name, data in sorted(files.items()):
         store.put(f"{CUBE}/{name}", data)
     store.put(f"{CUBE}/zarr.json", root)
+
+
+def header_paths(store: Store) -> list[str]:
+    """Paths of the files of the cube that belong to no chunk: metadata and coordinates, sorted.
+
+    Found without listing the shards, of which there may be millions.
+    """
+    names = json.loads(store.get(f"{CUBE}/zarr.json"))["consolidated_metadata"]["metadata"]
+    paths = [f"{CUBE}/zarr.json"]
+    for name in names:
+        paths += [f"{CUBE}/{name}/zarr.json"] if name in (MASK, SCORE) else store.list(f"{CUBE}/{name}")
+    return sorted(paths)
 
 
 def shard_path(array: str, prompt: int, chunk: Chunk) -> str:

@@ -11,6 +11,7 @@ from eo_batch.core.digest import canonical_json, digest, sha256
 from eo_batch.core.errors import IntegrityError
 from eo_batch.core.grid import Chunk
 from eo_batch.models.segmenter import SegmenterInfo
+from eo_batch.outputs.cube import header_paths
 from eo_batch.outputs.footprints import merge_parts
 from eo_batch.outputs.stac import write_stac
 from eo_batch.outputs.store import Store
@@ -67,6 +68,7 @@ def marker_of(store: Store, inputs: RunInputs, *, failed: int, rows: dict[str, i
     """Content of `COMPLETE.json`: a function of the results alone, the same for every way to get there."""
     manifest = read_manifest(store)
     assert manifest is not None
+    products = ["footprints.parquet", *store.list("stac"), *header_paths(store)]
     status = {"done": 0, "empty": 0}
     inside = valid = 0
     chain = []
@@ -79,7 +81,7 @@ def marker_of(store: Store, inputs: RunInputs, *, failed: int, rows: dict[str, i
     return {
         "run": manifest["digest"],
         "receipts": digest(chain),
-        "files": {path: sha256(store.get(path)) for path in sorted(_products(store))},
+        "files": {path: sha256(store.get(path)) for path in sorted(products)},
         "chunks": {"total": inputs.chunk_count, **status, "failed": failed},
         "partial": failed > 0,
         "failed": [[f.key, f.code] for f in failures(store)],
@@ -102,13 +104,6 @@ def read_marker(store: Store) -> dict[str, Any] | None:
             "receipt-mismatch", "COMPLETE.json is damaged", where=str(store.root), fix="Run eo-batch resume RUN --repair."
         )
     return marker
-
-
-def _products(store: Store) -> Iterator[str]:
-    """Files of the result that belong to no chunk."""
-    yield "footprints.parquet"
-    yield from store.list("stac")
-    yield from (path for path in store.list("masks.zarr") if not path.startswith(("masks.zarr/mask/c/", "masks.zarr/score/c/")))
 
 
 def _chunks(inputs: RunInputs, finished: set[str]) -> Iterator[Chunk]:

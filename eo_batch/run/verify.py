@@ -108,9 +108,6 @@ def requeue_damaged(store: Store, inputs: RunInputs) -> list[str]:
     if found:
         store.delete("COMPLETE.json")
         said += [f"repair: {problem.text}" for problem in found]
-        for path in list(store.list("masks.zarr")):
-            if any(problem.path == path for problem in found):
-                store.delete(path)
     return said
 
 
