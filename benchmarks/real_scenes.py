@@ -21,18 +21,22 @@ import rasterio
 from machine import machine
 from numpy.typing import NDArray
 from pyproj import Transformer
-from rasterio.features import geometry_mask
+from rasterio.features import rasterize
 from rasterio.warp import reproject
 
 import eo_batch
 from eo_batch.core.arrays import NO_OBSERVATION, YES
 from eo_batch.notebook import Run
+from eo_batch.outputs.store import Store
 from eo_batch.run.driver import start_run
+from eo_batch.run.manifest import read_request
 from eo_batch.run.request import load_pipeline
 from eo_batch.view.preview import render_preview, true_colour
 
 ROOT = Path(__file__).resolve().parents[1]
 PIPELINES = ROOT / "pipelines" / "real"
+PICTURE_BYTES = 280_000
+"""Larger pictures are written with 256 colours."""
 Bool = NDArray[np.bool_]
 
 SCL_WATER, SCL_VEGETATION, SCL_CLOUD = (6,), (4,), (8, 9)
@@ -82,7 +86,8 @@ def main() -> None:
     chosen = parser.parse_args()
     data: Path = chosen.data if (chosen.data / "stac").is_dir() else chosen.data / "data"
     if not (data / "stac" / "catalog.json").is_file():
-        parser.error(f"no stac/catalog.json in {chosen.data}")
+        print(f"skipped: no stac/catalog.json in {chosen.data}")
+        return
     print(f"{machine()}; {chosen.workers} workers\n")
     with TemporaryDirectory() as name:
         runs = {}
@@ -117,7 +122,8 @@ def agreements(runs: dict[str, Run], data: Path) -> Iterator[Agreement]:
         yield from _boadella(runs[name], data)
     yield from _ireland(runs["ireland-29unu"], data)
     yield from _california(runs["california-burnt"], data)
-    yield from _naip(runs["naip-zones-17-18"], data)
+    for name in ("naip-zones-17-18", "naip-zones-17-18-nearest"):
+        yield from _naip(runs[name], data)
 
 
 def _boadella(run: Run, data: Path) -> Iterator[Agreement]:
@@ -155,10 +161,8 @@ def _california(run: Run, data: Path) -> Iterator[Agreement]:
             truth = source.read(1) == 1
             mask = look_up(run, "burnt ground", run.steps[0], like=source)
         scene = label.stem.removeprefix("s2-fire-").removesuffix("_burnt")
-        where = mask < NO_OBSERVATION
-        rows.append(
-            Agreement.of(f"fire {scene}", "burnt ground", "CAL FIRE perimeter", found=mask == YES, truth=truth, where=where)
-        )
+        scene, against, where = f"fire {scene}", "CAL FIRE perimeter", mask < NO_OBSERVATION
+        rows.append(Agreement.of(scene, "burnt ground", against, found=mask == YES, truth=truth, where=where))
     yield from rows
     sums = [sum(getattr(row, name) for row in rows) for name in ("pixels", "both", "mask_only", "label_only")]
     yield Agreement(f"all {len(rows)} fires", "burnt ground", "CAL FIRE perimeter", *sums)
@@ -166,12 +170,13 @@ def _california(run: Run, data: Path) -> Iterator[Agreement]:
 
 def _naip(run: Run, data: Path) -> Iterator[Agreement]:
     """NDVI of each photograph in its own zone: the same formula, so the figures tell about the joining alone."""
+    resampling = read_request(Store(run.path)).spec.grid.resampling
     for name, zone in (("naip-va-3607824-utm17", 17), ("naip-va-3607717-utm18", 18)):
         with rasterio.open(data / "scenes" / name / "rgbn.tif") as source:
             red, nir = source.read([1, 4]).astype(np.float64)
             mask = look_up(run, "vegetation", run.steps[0], like=source)
         truth = (nir - red) > 0.35 * (nir + red)
-        scene, against, where = f"NAIP zone {zone}", "NDVI > 0.35 in its own zone", mask < NO_OBSERVATION
+        scene, against, where = f"NAIP zone {zone}, {resampling}", "NDVI > 0.35 in its own zone", mask < NO_OBSERVATION
         yield Agreement.of(scene, "vegetation", against, found=mask == YES, truth=truth, where=where)
 
 
@@ -191,17 +196,18 @@ def mosaic(run: Run, data: Path) -> Iterator[str]:
     for day in ("20220618", "20220620"):
         with rasterio.open(data / "scenes" / f"s2-l2a-32tls-{day}" / "B01_60m.tif") as source:
             valid[f"s2-l2a-32tls-{day}"] = source.read(1) > 0
-            transform, shape = source.transform, source.shape
+            transform = source.transform
             mask = look_up(run, run.prompts[0], run.steps[0], like=source)
     one, two = valid.values()
     yield f"32TLS: {one.sum():,} pixels seen by the first orbit, {two.sum():,} by the second, {(one & two).sum():,} by both"
     yield f"32TLS: {int(((mask < NO_OBSERVATION) == (one | two)).sum()):,} of {mask.size:,} pixels observed as the two files say"
     footprints = run.footprints()
-    wrong = 0
-    for geometry, items in zip(footprints.geometry, footprints["item_ids"], strict=True):
-        inside = geometry_mask([geometry], shape, transform, invert=True)
-        wrong += {key for key, where in valid.items() if (where & inside).any()} != set(items)
-    counts = [int((footprints["item_ids"].map(len) == number).sum()) for number in (1, 2)]
+    number = rasterize(
+        zip(footprints.geometry, range(len(footprints)), strict=True), one.shape, -1, transform=transform, dtype="int32"
+    )
+    gave = {key: set(np.unique(number[where])) for key, where in valid.items()}
+    wrong = sum({key for key in gave if n in gave[key]} != set(ids) for n, ids in enumerate(footprints["item_ids"]))
+    counts = [int((footprints["item_ids"].map(len) == n).sum()) for n in (1, 2)]
     yield f"32TLS: {len(footprints):,} footprints: {counts[0]:,} name one scene, {counts[1]:,} name both, {wrong} name wrong ones"
 
 
@@ -220,13 +226,15 @@ def draw_pictures(runs: dict[str, Run], data: Path, folder: Path) -> None:
     run = runs["naip-zones-17-18"]
     photographs = [scenes / name / "rgbn.tif" for name in ("naip-va-3607717-utm18", "naip-va-3607824-utm17")]
     pair = View(run, run.steps[0], ("vegetation",), 1.0)
-    pair.draw(folder / "naip-zones-17-18.png", "UTM 17 and 18 in one map", photographs, scale=1 / 255, brightest=0.8)
+    pair.draw(folder / "naip-zones-17-18.png", "UTM 17 and 18 in one map", photographs, scale=1 / 255, brightest=1.0)
     run = runs["california-burnt"]
     for label in sorted(chips.glob("*_burnt.tif")):
         chip = label.with_name(label.name.replace("_burnt", ""))
+        with rasterio.open(chip) as source:
+            pixel_m = 20.0 * np.cos(np.radians(source.lnglat()[1]))  # west to east, as the scale bar lies
         title = chip.stem.removeprefix("s2-fire-")
-        view = View(run, run.steps[0], ("burnt ground", "water"), 20.0, like=chip)
-        view.draw(folder / f"fire-{title}.png", f"Fire {title}", [(chip, 3), (chip, 2), (chip, 1)])
+        view = View(run, run.steps[0], ("burnt ground", "water"), pixel_m, like=chip)
+        view.draw(folder / f"fire-{title}.png", f"California wildfire {title}", [(chip, 3), (chip, 2), (chip, 1)])
 
 
 @dataclass(frozen=True)
@@ -251,7 +259,9 @@ class View:
             background=true_colour(picture[:, ::step, ::step], brightest=brightest),
             resolution_m=self.pixel_m * step,
         )
-        page.convert("P", palette=1, colors=256).save(path, optimize=True)
+        page.save(path, optimize=True)
+        if path.stat().st_size > PICTURE_BYTES:
+            page.quantize(256, kmeans=2).save(path, optimize=True)
 
     def _masks(self) -> tuple[dict, dict[str, NDArray[np.uint8]]]:
         cube = self.run.masks["mask"].isel(time=self.run.steps.index(self.step))
