@@ -136,9 +136,12 @@ def with_retries(
         try:
             return read()
         except AssetError as error:
+            if error.where == where:
+                raise
             trouble = Trouble(error.code, error.why or error.what)
             if error.code not in TRANSIENT:
-                raise
+                fix = error.fix or _FIXES.get(error.code, "")
+                raise AssetError(error.code, error.what, where=where, why=error.why, fix=fix) from None
         except FOREIGN as error:
             trouble = understand(error, path())
         on_fault()

@@ -41,7 +41,7 @@ class Composite:
     ----------
     pixels : float32 (band, y, x); undefined where not `valid`.
     valid : bool (y, x).
-    items : positions in the item table of the layers that gave a pixel, in the order of the step.
+    items : positions in the item table of the layers that were used.
     gave : bool (item, y, x): which of them gave to the pixel.
     """
 
@@ -68,21 +68,24 @@ def valid_of(pixels: NDArray[np.float32], keep: NDArray[np.float32] | None) -> N
 
 def first_valid(layers: Iterable[Layer], *, bands: int, shape: tuple[int, int]) -> Composite:
     """Per pixel all bands of the first layer that is valid there. Takes no further layer once every pixel is."""
-    pixels: NDArray[np.float32] | None = None
-    owner = np.full(shape, NOBODY, np.int32)
+    items: list[int] = []
+    pixels = owner = None
+    valid: NDArray[np.bool_] = np.zeros(shape, bool)
     for layer in layers:
-        if pixels is None:
-            pixels = layer.pixels
-            owner[layer.valid] = layer.item
-            missing = int(layer.valid.size - np.count_nonzero(layer.valid))
+        items.append(layer.item)
+        if pixels is None or owner is None:
+            pixels, valid = layer.pixels, layer.valid
+            missing = valid.size - int(np.count_nonzero(valid))
+            owner = np.where(valid, np.int32(layer.item), np.int32(NOBODY)) if missing else None
         else:
             missing = _fill(pixels, owner, layer.pixels, layer.valid, np.int32(layer.item))
         if missing == 0:
             break
     if pixels is None:
         pixels = np.full((bands, *shape), np.nan, np.float32)
-    givers = _givers(owner)
-    return Composite(pixels, owner != NOBODY, givers, np.stack([owner == item for item in givers]) if givers else _nobody(shape))
+    if owner is None or len(items) == 1:
+        return Composite(pixels, valid, tuple(items), valid[None][: len(items)])
+    return Composite(pixels, owner != NOBODY, tuple(items), np.stack([owner == item for item in items]))
 
 
 def median(strips: Iterable[tuple[slice, Sequence[Layer]]], *, bands: int, shape: tuple[int, int]) -> Composite:
@@ -95,36 +98,21 @@ def median(strips: Iterable[tuple[slice, Sequence[Layer]]], *, bands: int, shape
     pixels = np.full((bands, *shape), np.nan, np.float32)
     valid = np.zeros(shape, bool)
     gave: dict[int, NDArray[np.bool_]] = {}
-    order: list[int] = []
     for rows, layers in strips:
-        for layer in layers:
-            if layer.item not in gave and layer.valid.any():
-                gave[layer.item] = np.zeros(shape, bool)
-            if layer.item in gave:
-                gave[layer.item][rows] = layer.valid
-            if layer.item not in order:
-                order.append(layer.item)
         if not layers:
             continue
+        for layer in layers:
+            gave.setdefault(layer.item, np.zeros(shape, bool))[rows] = layer.valid
         stack = np.stack([layer.valid for layer in layers])
         valid[rows] = stack.any(axis=0)
         for band in range(bands):
-            values = np.stack([layer.pixels[band] for layer in layers])
-            _median(values, stack, pixels[band, rows])
-    givers = tuple(item for item in order if item in gave)
-    return Composite(pixels, valid, givers, np.stack([gave[item] for item in givers]) if givers else _nobody(shape))
-
-
-def _givers(owner: NDArray[np.int32]) -> tuple[int, ...]:
-    return tuple(int(item) for item in np.unique(owner) if item != NOBODY)
-
-
-def _nobody(shape: tuple[int, int]) -> NDArray[np.bool_]:
-    return np.zeros((0, *shape), bool)
+            _median(np.stack([layer.pixels[band] for layer in layers]), stack, pixels[band, rows])
+    maps = np.stack(list(gave.values())) if gave else np.zeros((0, *shape), bool)
+    return Composite(pixels, valid, tuple(gave), maps)
 
 
 @compiled()
-def _all_observed(pixels, valid):
+def _all_observed(pixels, valid):  # type: ignore[no-untyped-def]
     bands, height, width = pixels.shape
     for y in range(height):
         for x in range(width):
@@ -135,7 +123,7 @@ def _all_observed(pixels, valid):
 
 
 @compiled()
-def _fill(pixels, owner, more, valid, item):
+def _fill(pixels, owner, more, valid, item):  # type: ignore[no-untyped-def]
     missing = 0
     for y in range(owner.shape[0]):
         for x in range(owner.shape[1]):
@@ -150,7 +138,7 @@ def _fill(pixels, owner, more, valid, item):
 
 
 @compiled()
-def _median(values, valid, out):
+def _median(values, valid, out):  # type: ignore[no-untyped-def]
     count, height, width = values.shape
     kept = np.empty(count, np.float32)
     for y in range(height):

@@ -33,7 +33,7 @@ MAX_OPEN_PER_THREAD = 48
 MAX_HEADERS = 20_000
 MAX_LATTICES = 16
 MAX_LATTICE_BYTES = 16 * 2**20
-READ_PX = 16 * 2**20
+READ_PX = 4 * 2**20
 """Source pixels held at once by one read; longer reads go strip by strip."""
 
 
@@ -110,14 +110,18 @@ class AssetReader:
     access: AssetAccess
     grid: Grid
     requests_at_once: int = 8
-    retry: Retry = Retry()
+    retry: Retry = field(default_factory=Retry)
 
-    def read(self, wanted: BandRead, rows: Span, cols: Span) -> tuple[Pixels | None, int]:
-        """Pixels of `wanted` at the grid pixels `rows` x `cols`, and the bytes decoded for them.
+    def read(self, wanted: BandRead, rows: Span, cols: Span, *, out: Pixels) -> int:
+        """Fill `out` with the pixels of `wanted` at the grid pixels `rows` x `cols`.
+
+        Parameters
+        ----------
+        out : float32 (y, x); becomes NaN where not observed.
 
         Returns
         -------
-        float32 (y, x), NaN where not observed, or None where the file does not reach; number of bytes.
+        Bytes of pixels decoded.
 
         Raises
         ------
@@ -126,9 +130,11 @@ class AssetReader:
         header, placement = self._placement(wanted)
         work = _Work(self, wanted, header, placement)
         if placement.aligned_yx is not None:
-            return work.read_aligned(placement.aligned_yx, rows, cols), work.bytes_read
-        at = self._positions(header, placement, rows, cols)
-        return work.read_resampled(at), work.bytes_read
+            work.read_aligned(placement.aligned_yx, rows, cols, out)
+        else:
+            out.fill(np.nan)
+            work.read_resampled(self._positions(header, placement, rows, cols), out)
+        return work.bytes_read
 
     def _placement(self, wanted: BandRead) -> tuple[Header, Placement]:
         key = (self.token, self.grid.digest, wanted.asset.href, wanted.asset.index, wanted.nearest)
@@ -223,38 +229,31 @@ class _Work:
     placement: Placement
     bytes_read: int = 0
 
-    def read_aligned(self, first: tuple[int, int], rows: Span, cols: Span) -> Pixels | None:
+    def read_aligned(self, first: tuple[int, int], rows: Span, cols: Span, out: Pixels) -> None:
+        """Fill `out` with the pixels of a raster whose first pixel is grid pixel `first`."""
         height, width = (int(np.ceil(n)) for n in self.placement.extent)
         have_rows = rows.intersect(Span(first[0], first[0] + height))
         have_cols = cols.intersect(Span(first[1], first[1] + width))
-        if not len(have_rows) or not len(have_cols):
-            return None
-        whole = have_rows == rows and have_cols == cols
-        out = np.empty((len(rows), len(cols)), np.float32) if whole else np.full((len(rows), len(cols)), np.nan, np.float32)
-        self._raster(
-            Span(have_rows.start - first[0], have_rows.stop - first[0]),
-            Span(have_cols.start - first[1], have_cols.stop - first[1]),
-            out[have_rows.within(rows), have_cols.within(cols)],
-        )
-        return out
+        if have_rows != rows or have_cols != cols:
+            out.fill(np.nan)
+        if len(have_rows) and len(have_cols):
+            self._raster(
+                Span(have_rows.start - first[0], have_rows.stop - first[0]),
+                Span(have_cols.start - first[1], have_cols.stop - first[1]),
+                out[have_rows.within(rows), have_cols.within(cols)],
+            )
 
-    def read_resampled(self, at: Positions) -> Pixels | None:
-        if self._needs(at) is None:
-            return None
-        out = np.full((len(at.rows), len(at.cols)), np.nan, np.float32)
-        self._fill(at, out)
-        return out
-
-    def _fill(self, at: Positions, out: Pixels) -> None:
+    def read_resampled(self, at: Positions, out: Pixels) -> None:
+        """Write the observed pixels among those of `at` into `out`."""
         needs = self._needs(at)
         if needs is None:
             return
         rows, cols = needs
         if len(rows) * len(cols) > READ_PX and max(out.shape) > 1:
             for part in _halves(at):
-                self._fill(part, out[part.rows.within(at.rows), part.cols.within(at.cols)])
+                self.read_resampled(part, out[part.rows.within(at.rows), part.cols.within(at.cols)])
             return
-        source = np.empty((len(rows), len(cols)), np.float32)
+        source = scratch("source", (len(rows), len(cols)))
         self._raster(rows, cols, source)
         resample(
             source,
@@ -324,6 +323,16 @@ class _Work:
             decode(numbers, nodata=nodata, scale=scale, offset=offset, out=out)
         if mask is not None:
             out[mask == 0] = np.nan
+
+
+def scratch(name: str, shape: tuple[int, int]) -> Pixels:
+    """Memory of this thread for an intermediate step, float32 of any content; fresh pages cost more than the work on them."""
+    buffers: dict[str, Pixels] = _OPEN.__dict__.setdefault("buffers", {})
+    wanted = shape[0] * shape[1]
+    held = buffers.get(name)
+    if held is None or held.size < wanted or held.size > 4 * wanted:
+        held = buffers[name] = np.empty(wanted, np.float32)
+    return held[:wanted].reshape(shape)
 
 
 def close_files() -> None:

@@ -7,12 +7,13 @@ nothing to decide. The stack is computed item by item in this thread: memory sta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import dask
 import numpy as np
 import pyproj
 import stackstac
@@ -26,7 +27,7 @@ from eo_batch.core.spec import CatalogSpec, PipelineSpec
 from eo_batch.sources.access import AssetAccess
 from eo_batch.sources.asset_errors import Retry
 from eo_batch.sources.composite import Composite, Layer, first_valid, median, valid_of
-from eo_batch.sources.reader import AssetReader, BandRead, DropRule
+from eo_batch.sources.reader import AssetReader, BandRead, DropRule, scratch
 
 SURVEY_PX = 512
 """Longest side of the coarse grid on which a survey measures items."""
@@ -213,7 +214,7 @@ class StackReader:
         """Files are kept by `AssetReader`."""
 
 
-def _stack(reading: _Reading, rows: Span, cols: Span) -> Any:
+def _stack(reading: _Reading, rows: Span, cols: Span) -> Callable[[int], NDArray[np.float32]]:
     """Function from an item to its float32 (band, y, x) on `rows` x `cols`, the cloud mask first where there is one."""
     source = reading.source
     epsg = _epsg(source.grid.crs)
@@ -223,7 +224,7 @@ def _stack(reading: _Reading, rows: Span, cols: Span) -> Any:
         names = _names(source, item)
         if epsg is None:
             # stackstac knows a CRS by its EPSG number alone: for others its reader is called without it.
-            return np.stack([_read_band(reading, item, name, rows, cols) for name in names])
+            return np.stack([_read_band(reading, item, name, rows, cols).copy() for name in names])
         stack = stackstac.stack(
             [_pseudo_item(item, names, epsg, bounds)],
             assets=names,
@@ -242,7 +243,9 @@ def _stack(reading: _Reading, rows: Span, cols: Span) -> Any:
             errors_as_nodata=(),
             reader=partial(StackReader, reading=reading, rows=rows, cols=cols),
         )
-        pixels: NDArray[np.float32] = stack.data[0].compute(scheduler="synchronous")
+        # One block, computed here and now by dask's synchronous scheduler: `compute()` would copy it once more.
+        [[[[block]]]] = dask.get(stack.data.__dask_graph__(), stack.data.__dask_keys__())
+        pixels: NDArray[np.float32] = block[0]
         return pixels
 
     return compute
@@ -261,9 +264,9 @@ def _names(source: SceneSource, item: int) -> list[str]:
 
 
 def _read_band(reading: _Reading, item: int, band: str, rows: Span, cols: Span) -> NDArray[np.float32]:
-    pixels, count = reading.source.reader.read(_wanted(reading.source, item, band), rows, cols)
-    reading.bytes_read += count
-    return np.full((len(rows), len(cols)), np.nan, np.float32) if pixels is None else pixels
+    out = scratch("band", (len(rows), len(cols)))  # stackstac copies it before it asks for the next band
+    reading.bytes_read += reading.source.reader.read(_wanted(reading.source, item, band), rows, cols, out=out)
+    return out
 
 
 def _wanted(source: SceneSource, position: int, band: str) -> BandRead:
@@ -279,9 +282,10 @@ def _wanted(source: SceneSource, position: int, band: str) -> BandRead:
 def _scene(chunk: Chunk, composite: Composite, run: _Reading) -> Scene:
     inner = (chunk.rows.within(chunk.padded_rows), chunk.cols.within(chunk.padded_cols))
     gave = composite.gave[:, inner[0], inner[1]]
-    used = gave.any(axis=(1, 2))
-    items = tuple(item for item, is_used in zip(composite.items, used.tolist(), strict=True) if is_used)
-    return Scene(chunk, composite.pixels, composite.valid, items, gave[used], run.bytes_read)
+    giver = {item: number for number, item in enumerate(composite.items) if gave[number].any()}
+    items = tuple(item for item in run.items if item in giver)  # in the order of the step, whatever was read first
+    contributed = gave[[giver[item] for item in items]]
+    return Scene(chunk, composite.pixels, composite.valid, items, contributed, run.bytes_read)
 
 
 def _coarse(grid: Grid) -> Grid:
