@@ -115,9 +115,7 @@ for prompt in prompts:
 # %%
 other = folder / "demo" / "other.toml"
 other.write_text(
-    "\n".join(
-        "chunk_px = 300" if line.startswith("chunk_px") else line for line in files.pipeline.read_text().splitlines()
-    )
+    "\n".join("chunk_px = 300" if line.startswith("chunk_px") else line for line in files.pipeline.read_text().splitlines())
 )
 start_run(load_pipeline(other), folder / "other")
 again = eo_batch.open_run(folder / "other")

@@ -11,8 +11,8 @@ import pytest
 
 from eo_batch.core.errors import ConfigError
 from eo_batch.core.grid import Span
-from eo_batch.sources.synthetic import landscape as land
 from eo_batch.sources.synthetic import DemoRegion, truth_masks
+from eo_batch.sources.synthetic import landscape as land
 from eo_batch.sources.synthetic.spectra import BANDS, CLASS_NAMES, end_members, season_mix, truth_classes
 
 
