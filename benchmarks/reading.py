@@ -51,9 +51,8 @@ def main() -> None:
     parser.add_argument("--compress", default="zstd", choices=("zstd", "deflate"))
     arguments = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} cores, GDAL {rasterio.__gdal_version__}, numpy {np.__version__}")
-    print(
-        f"scene {arguments.size} px, 4 bands uint16, {arguments.compress}, chunks {arguments.chunk} px + windows {arguments.window} px"
-    )
+    print(f"scene {arguments.size} px, 4 bands uint16, {arguments.compress}")
+    print(f"chunks {arguments.chunk} px, model windows {arguments.window} px")
     with tempfile.TemporaryDirectory() as folder:
         table = make_scene(Path(folder), arguments.size, arguments.compress)
         catalog = CatalogSpec(title="benchmark", url=f"{folder}/catalog.json", kind="static", local=True, root=folder)
@@ -82,9 +81,8 @@ def compare(
         ours_s.append(cpu_seconds(lambda: read_all(source, chunks, step)))
     pixels = sum(chunk.padded_shape[0] * chunk.padded_shape[1] for chunk in chunks) * len(BANDS)
     ours, other = min(ours_s), min(theirs_s)
-    print(
-        f"{name:12s} eo-batch {ours:7.2f} s  {theirs.__name__} {other:7.2f} s  ratio {ours / other:5.2f}  ({pixels / 1e6:.0f} Mpx read)"
-    )
+    ratio = f"ratio {ours / other:5.2f}  ({pixels / 1e6:.0f} Mpx read)"
+    print(f"{name:12s} eo-batch {ours:7.2f} s  {theirs.__name__} {other:7.2f} s  {ratio}")
 
 
 def read_all(source: SceneSource, chunks: list[Chunk], step: TimeStep) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.enums import Resampling
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.transform import from_origin
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_bounds
@@ -152,6 +153,9 @@ def gdal_exact(
     with rasterio.open(path) as file:
         marker = file.nodata if nodata is None else nodata
         options: dict[str, Any] = {"add_alpha": True} if marker is None else {"src_nodata": marker, "nodata": marker}
+        if ColorInterp.alpha in file.colorinterp:  # near infrared called alpha: GDAL would take it for a mask
+            path = write_raster(Path(tempfile.mkdtemp()) / "plain.tif", file.read(index), crs=file.crs, transform=file.transform)
+            return gdal_exact(path, grid, nearest=nearest)
         with WarpedVRT(file, resampling=method, tolerance=1e-7, XSCALE=1, YSCALE=1, **options, **target) as warped:
             numbers = warped.read(index)
             if marker is None:

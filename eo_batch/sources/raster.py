@@ -28,6 +28,8 @@ MAX_BLOCK_BYTES = 64 * 2**20
 MAX_BANDS = 64
 ALIGNED_PX = 1e-6
 """A raster whose pixels meet grid pixels this closely is read as it is."""
+RATIO_SLACK = 1.01
+"""A grid pixel of 2.99 source pixels counts as one of 3."""
 
 GDAL_ENV: dict[str, Any] = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",  # no sidecars: .aux.xml, .ovr, .msk are never looked for
@@ -57,7 +59,8 @@ class Header:
     crs : WKT.
     dtype : numpy name.
     nodata, scale, offset : the file's own tags of the band.
-    is_masked : the file marks pixels without observation by a mask or alpha band.
+    is_masked : the file marks pixels without observation by a mask. Alpha bands do not count: aerial photos of four bands often
+        call their near infrared one alpha.
     overviews : decimation factors of the smaller levels, ascending.
     """
 
@@ -133,7 +136,7 @@ def read_header(dataset: Any, index: int, where: str) -> Header:
         dataset.nodatavals[index - 1],
         float(dataset.scales[index - 1]),
         float(dataset.offsets[index - 1]),
-        MaskFlags.per_dataset in flags,
+        MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags,
         tuple(dataset.overviews(index)),
     )
 
@@ -146,7 +149,7 @@ def choose_level(header: Header, grid: Grid, *, nearest: bool, where: str) -> tu
     """
     if nearest:
         return -1, 1
-    ratio = _ratio(header, grid, where) * (1 + 1e-6)
+    ratio = _ratio(header, grid, where) * RATIO_SLACK
     fitting = [(factor, level) for level, factor in enumerate(header.overviews) if factor <= ratio]
     factor, overview = max(fitting, default=(1, -1))
     return overview, max(1, int(ratio / factor))

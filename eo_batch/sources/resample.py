@@ -234,7 +234,7 @@ def _any_corner(nodes: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 @compiled()
-def _bilinear(source, row0, col0, height, width, u, v, exact, exact_u, exact_v, first_row, first_col, out):
+def _bilinear(source, row0, col0, height, width, u, v, exact, exact_u, exact_v, first_row, first_col, out):  # type: ignore[no-untyped-def]
     i0, j0 = first_row // STEP, first_col // STEP
     last_row, last_col = int(np.ceil(height)) - 1, int(np.ceil(width)) - 1
     n_rows, n_cols = source.shape
@@ -283,7 +283,7 @@ def _bilinear(source, row0, col0, height, width, u, v, exact, exact_u, exact_v, 
 
 
 @compiled()
-def _nearest(source, row0, col0, height, width, u, v, exact, exact_u, exact_v, first_row, first_col, out):
+def _nearest(source, row0, col0, height, width, u, v, exact, exact_u, exact_v, first_row, first_col, out):  # type: ignore[no-untyped-def]
     i0, j0 = first_row // STEP, first_col // STEP
     n_rows, n_cols = source.shape
     if n_rows == 0 or n_cols == 0:
@@ -317,7 +317,7 @@ def _nearest(source, row0, col0, height, width, u, v, exact, exact_u, exact_v, f
 
 
 @compiled()
-def _average(source, size, out):
+def _average(source, size, out):  # type: ignore[no-untyped-def]
     height, width = source.shape
     for i in range(out.shape[0]):
         for j in range(out.shape[1]):
@@ -332,14 +332,14 @@ def _average(source, size, out):
 
 
 @compiled()
-def _decode_plain(numbers, marker, scale, offset, out):
+def _decode_plain(numbers, marker, scale, offset, out):  # type: ignore[no-untyped-def]
     for y in range(numbers.shape[0]):
         for x in range(numbers.shape[1]):
             out[y, x] = np.float32(numbers[y, x]) * scale + offset
 
 
 @compiled()
-def _decode_marked(numbers, marker, scale, offset, out):
+def _decode_marked(numbers, marker, scale, offset, out):  # type: ignore[no-untyped-def]
     for y in range(numbers.shape[0]):
         for x in range(numbers.shape[1]):
             value = np.float32(numbers[y, x]) * scale + offset
@@ -347,7 +347,7 @@ def _decode_marked(numbers, marker, scale, offset, out):
 
 
 @compiled()
-def _decode_floats(numbers, marker, scale, offset, out):
+def _decode_floats(numbers, marker, scale, offset, out):  # type: ignore[no-untyped-def]
     for y in range(numbers.shape[0]):
         for x in range(numbers.shape[1]):
             number = numbers[y, x]

@@ -200,7 +200,7 @@ class StackReader:
         if spec.shape != (len(rows), len(cols)) or spec.transform != grid.transform_of(rows, cols):
             raise AssertionError(f"stackstac made other pixels than asked for: {spec}")
         self.reading, self.rows, self.cols = reading, rows, cols
-        item, _, self.band = url.partition("/")
+        item, _slash, self.band = url.partition("/")
         self.item = int(item)
 
     def read(self, window: Any) -> NDArray[np.float32]:
@@ -254,7 +254,7 @@ def _stack(reading: _Reading, rows: Span, cols: Span) -> Callable[[int], NDArray
 def _pseudo_item(item: int, names: Sequence[str], epsg: int, bounds: tuple[float, float, float, float]) -> dict[str, Any]:
     """One item as stackstac reads it: every band an asset of its own that covers exactly the chunk."""
     assets = {name: {"href": f"{item}/{name}"} for name in names}
-    properties = {"datetime": "2000-01-01T00:00:00Z", "proj:epsg": epsg, "proj:bbox": bounds}
+    properties: dict[str, Any] = {"datetime": "2000-01-01T00:00:00Z", "proj:epsg": epsg, "proj:bbox": bounds}
     return {"type": "Feature", "id": str(item), "bbox": [0.0, 0.0, 0.0, 0.0], "properties": properties, "assets": assets}
 
 
