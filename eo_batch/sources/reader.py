@@ -29,7 +29,7 @@ from eo_batch.sources.resample import Pixels, Positions, average_blocks, decode,
 
 T = TypeVar("T")
 
-MAX_OPEN_PER_THREAD = 48
+MAX_OPEN_PER_THREAD = 128
 MAX_HEADERS = 20_000
 MAX_LATTICES = 16
 MAX_LATTICE_BYTES = 16 * 2**20

@@ -161,6 +161,10 @@ class _Reading:
     bytes_read: int = 0
     skipped: list[int] = field(default_factory=list)
 
+    def __dask_tokenize__(self) -> str:
+        """A name of this object: dask would hash every item of the run to name a graph that lives for one call."""
+        return f"{type(self).__name__}-{id(self)}"
+
     def layers(self, rows: Span, cols: Span) -> Iterator[Layer]:
         """The items' pixels, one at a time, in order; items without a valid pixel here are left out."""
         stack = _stack(self, rows, cols)
