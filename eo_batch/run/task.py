@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eo_batch.core.arrays import decide, quantise_scores
+from eo_batch.core.arrays import NO_OBSERVATION, decide, quantise_scores
 from eo_batch.core.grid import Chunk, Span
 from eo_batch.core.prompts import PromptSet
 from eo_batch.core.records import ChunkReceipt, Scene
@@ -27,7 +27,7 @@ from eo_batch.models.segmenter import Segmenter
 from eo_batch.outputs.cube import encode_shard, shard_path
 from eo_batch.outputs.footprints import part_path
 from eo_batch.outputs.store import Store
-from eo_batch.outputs.trace import part_bytes, trace_chunk
+from eo_batch.outputs.trace import PART_SCHEMA, part_bytes, trace_chunk
 from eo_batch.run.ledger import put_receipt
 from eo_batch.run.manifest import RunInputs, read_inputs
 from eo_batch.sources.stack import SceneSource, open_source
@@ -74,25 +74,24 @@ def run_chunk(run: RunContext, chunk: Chunk) -> ChunkReceipt:
     with clock("read"):
         scene = _read(run, chunk, inside)
     observed = _observed(scene, chunk, inside)
-    with clock("score"):
-        logits = _score(run, scene, observed, inside, chunk)
-    with clock("decide"):
-        scores = quantise_scores(logits, observed)
-        masks = decide(scores, np.array([prompt.threshold for prompt in run.prompts]))
-    del logits
+    if scene is None or not observed.any():
+        masks = scores = np.full((len(run.prompts), *chunk.shape), NO_OBSERVATION, np.uint8)
+        part = PART_SCHEMA.empty_table()
+    else:
+        masks, scores = _answer(run, scene, observed, inside, chunk, clock)
+        with clock("trace"):
+            part = trace_chunk(
+                masks,
+                scores,
+                chunk=chunk,
+                grid=run.inputs.grid,
+                prompts=run.prompts,
+                items=scene.items,
+                contributed=scene.contributed,
+                inside_ring=inside_ring,
+            )
     with clock("write"):
         files = _put_shards(run, chunk, masks, scores)
-    with clock("trace"):
-        part = trace_chunk(
-            masks,
-            scores,
-            chunk=chunk,
-            grid=run.inputs.grid,
-            prompts=run.prompts,
-            items=scene.items if scene else (),
-            contributed=scene.contributed if scene else np.zeros((0, *chunk.shape), bool),
-            inside_ring=inside_ring,
-        )
         files[part_path(chunk)] = run.store.put(part_path(chunk), part_bytes(part))
     receipt = ChunkReceipt(
         chunk.key,
@@ -137,22 +136,25 @@ def _observed(scene: Scene | None, chunk: Chunk, inside: NDArray[np.bool_]) -> N
     return scene.valid[rows, cols] & inside
 
 
-def _score(
-    run: RunContext, scene: Scene | None, observed: NDArray[np.bool_], inside: NDArray[np.bool_], chunk: Chunk
-) -> NDArray[np.float32]:
-    if scene is None or not observed.any():
-        return np.zeros((len(run.prompts), *chunk.shape), np.float32)
-    return score_chunk(
-        run.segmenter,
-        run.prompt_features,
-        pixels=scene.pixels,
-        valid=scene.valid,
-        inside=inside,
-        grid=run.inputs.grid,
-        chunk=chunk,
-        prompts=len(run.prompts),
-        batch=run.inputs.request.spec.model.batch,
-    )
+def _answer(
+    run: RunContext, scene: Scene, observed: NDArray[np.bool_], inside: NDArray[np.bool_], chunk: Chunk, clock: Stopwatch
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Masks and scores of a chunk that was observed, uint8 (prompt, y, x)."""
+    with clock("score"):
+        logits = score_chunk(
+            run.segmenter,
+            run.prompt_features,
+            pixels=scene.pixels,
+            valid=scene.valid,
+            inside=inside,
+            grid=run.inputs.grid,
+            chunk=chunk,
+            prompts=len(run.prompts),
+            batch=run.inputs.request.spec.model.batch,
+        )
+    with clock("decide"):
+        scores = quantise_scores(logits, observed)
+        return decide(scores, np.array([prompt.threshold for prompt in run.prompts])), scores
 
 
 def _put_shards(run: RunContext, chunk: Chunk, masks: NDArray[np.uint8], scores: NDArray[np.uint8]) -> dict[str, str]:
