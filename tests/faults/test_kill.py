@@ -109,10 +109,9 @@ def test_a_disk_that_fills_up_is_one_clear_error_and_resume_goes_on(toy: Path, g
     out = small_disk / "run"
     process = start_until(out, eo_batch("run", toy / "pipeline.toml", "--out", out), 3)
     filler = small_disk / "filler"
-    with filler.open("wb") as file, contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
-            file.flush()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 7, errors
     assert b"disk-full" in errors
