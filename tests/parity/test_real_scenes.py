@@ -10,7 +10,6 @@ import random
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +47,15 @@ def runs(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """Folder of the run of a pipeline with some settings; each is made once."""
     folder = tmp_path_factory.mktemp("real")
 
-    @cache
     def make(name: str, model: str = "spectral", chunk_px: int = WHOLE_PX, executor: str = "serial") -> Path:
-        text = with_settings((PIPELINES / f"{name}.toml").read_text(), bbox=PARTS[name], model=model, chunk_px=chunk_px)
         path = folder / f"{name}-{model}-{chunk_px}-{executor}.toml"
-        path.write_text(text)
-        request = load_pipeline(path, catalog=str(shared / "stac" / "catalog.json"))
-        assert start_run(request, path.with_suffix(""), executor=executor, workers=2).exit_status == 0
-        return path.with_suffix("")
+        out = path.with_suffix("")
+        if not out.exists():
+            text = (PIPELINES / f"{name}.toml").read_text()
+            path.write_text(with_settings(text, bbox=PARTS[name], model=model, chunk_px=chunk_px))
+            request = load_pipeline(path, catalog=str(shared / "stac" / "catalog.json"))
+            assert start_run(request, out, executor=executor, workers=2).exit_status == 0
+        return out
 
     return make
 
@@ -80,8 +80,7 @@ def test_the_oracle_is_one_chunk_with_something_to_compare(runs: Runs, name: str
     assert len(footprint_rows(whole)) >= 10
 
 
-@pytest.mark.parametrize("chunk_px", [128, 200])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "chunk_px"), [("window-mean", 128), ("window-mean", 200), ("spectral", 200)])
 @pytest.mark.parametrize("name", PARTS)
 def test_any_chunk_size_gives_the_map_of_the_whole(runs: Runs, name: str, model: str, chunk_px: int) -> None:
     whole, chunked = runs(name, model), runs(name, model, chunk_px)
