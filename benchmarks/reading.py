@@ -4,7 +4,8 @@
 
 Makes its own rasters (4 bands of uint16 noise over gradients, zstd COG-like tiles) in a temporary folder. Prints, for
 
-- "aligned": the grid is the scenes' own, against plain windowed reads of the same (padded) windows;
+- "aligned": the grid is the scenes' own, against plain windowed reads of the same (padded) windows, first as they are
+  (numbers as stored), then made into what a scene holds (float32 physical values and validity) with numpy;
 - "reprojected": the grid is the neighbouring UTM zone, against bilinear WarpedVRT reads (GDAL's defaults) of the same windows,
 
 CPU seconds of both and their ratio, the best of `--repeats` runs of each, in turns.
@@ -17,12 +18,13 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import rasterio
+from numpy.typing import NDArray
 from rasterio.transform import from_origin
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import Resampling, transform_bounds
@@ -58,6 +60,7 @@ def main() -> None:
         catalog = CatalogSpec(title="benchmark", url=f"{folder}/catalog.json", kind="static", local=True, root=folder)
         own = own_grid(arguments)
         compare("aligned", table, catalog, own, arguments.repeats, rasterio_windows)
+        compare("aligned", table, catalog, own, arguments.repeats, rasterio_and_numpy)
         compare("reprojected", table, catalog, other_grid(own), arguments.repeats, warped_windows)
 
 
@@ -82,7 +85,7 @@ def compare(
     pixels = sum(chunk.padded_shape[0] * chunk.padded_shape[1] for chunk in chunks) * len(BANDS)
     ours, other = min(ours_s), min(theirs_s)
     ratio = f"ratio {ours / other:5.2f}  ({pixels / 1e6:.0f} Mpx read)"
-    print(f"{name:12s} eo-batch {ours:7.2f} s  {theirs.__name__} {other:7.2f} s  {ratio}")
+    print(f"{name:12s} eo-batch {ours:7.2f} s  {theirs.__name__:18s} {other:7.2f} s  {ratio}")
 
 
 def read_all(source: SceneSource, chunks: list[Chunk], step: TimeStep) -> None:
@@ -94,13 +97,26 @@ def read_all(source: SceneSource, chunks: list[Chunk], step: TimeStep) -> None:
 
 def rasterio_windows(table: ItemTable, grid: Grid, chunks: list[Chunk]) -> None:
     """The same padded windows, numbers as stored."""
+    for _ in plain_reads(table, grid, chunks):
+        pass
+
+
+def rasterio_and_numpy(table: ItemTable, grid: Grid, chunks: list[Chunk]) -> None:
+    """The same padded windows, made into float32 physical values and validity."""
+    for numbers in plain_reads(table, grid, chunks):
+        valid = np.all([band != 0 for band in numbers], axis=0)
+        pixels = np.stack([band.astype(np.float32) * np.float32(0.0001) + np.float32(-0.1) for band in numbers])
+        pixels[:, ~valid] = np.nan
+
+
+def plain_reads(table: ItemTable, grid: Grid, chunks: list[Chunk]) -> Iterator[list[NDArray[np.uint16]]]:
+    """Numbers of all bands, chunk by chunk."""
     with rasterio.Env(**GDAL_ENV):
         files = [rasterio.open(asset.href) for asset in table.items[0].bands.values()]
         for chunk in chunks:
-            for file in files:
-                row, col = TOP // RESOLUTION + chunk.padded_rows.start, chunk.padded_cols.start - LEFT // RESOLUTION
-                window = Window(col, row, len(chunk.padded_cols), len(chunk.padded_rows))
-                file.read(1, window=window.intersection(Window(0, 0, file.width, file.height)))
+            row, col = TOP // RESOLUTION + chunk.padded_rows.start, chunk.padded_cols.start - LEFT // RESOLUTION
+            window = Window(col, row, len(chunk.padded_cols), len(chunk.padded_rows))
+            yield [file.read(1, window=window.intersection(Window(0, 0, file.width, file.height))) for file in files]
         for file in files:
             file.close()
 
