@@ -22,7 +22,7 @@ from eo_batch.core.errors import AssetError, PolicyError
 from eo_batch.core.hrefs import HrefPolicy, ip_of, is_public, redact
 from eo_batch.core.spec import CatalogSpec
 from eo_batch.sources.access_tokens import TokenService
-from eo_batch.sources.search.http import HttpFailure
+from eo_batch.sources.http import HttpFailure
 
 MAX_REDIRECTS = 5
 CHECK_SECONDS = 300.0

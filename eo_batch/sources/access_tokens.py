@@ -21,7 +21,7 @@ import requests
 
 from eo_batch.core.errors import AssetError
 from eo_batch.core.hrefs import ip_of, redact
-from eo_batch.sources.search.http import Http
+from eo_batch.sources.http import Http
 
 MARGIN_S = 300.0
 """A token with less than this left (or a tenth of its life, if shorter) is renewed before it is used."""

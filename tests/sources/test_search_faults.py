@@ -11,9 +11,9 @@ from servers.cases import catalog, item, landing, page, pipeline, region_of
 from servers.replay import Replay, Reply, serve_replies
 
 from eo_batch.core.errors import CatalogError, ConfigError, PolicyError
+from eo_batch.sources.http import Http, retry_after
 from eo_batch.sources.search import search_items
 from eo_batch.sources.search.api import _encrypted
-from eo_batch.sources.search.http import Http, retry_after
 
 
 def ask(replay: Replay, *, waits: list[float] | None = None, spec: Any = None, **fields: Any) -> list[str]:

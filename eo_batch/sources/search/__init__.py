@@ -19,10 +19,10 @@ from eo_batch.core.digest import canonical_json
 from eo_batch.core.errors import CatalogError, ConfigError
 from eo_batch.core.region import Region
 from eo_batch.core.spec import CatalogSpec, PipelineSpec
+from eo_batch.sources.http import Http
 from eo_batch.sources.items.document import Unusable, footprint_of, instant_of, normalise, range_of
 from eo_batch.sources.search.api import read_api
 from eo_batch.sources.search.found import Found
-from eo_batch.sources.search.http import Http
 from eo_batch.sources.search.static import read_parquet, read_static
 
 Progress = Callable[[int], None]

@@ -28,8 +28,8 @@ from eo_batch.core.hrefs import HrefPolicy, redact
 from eo_batch.core.region import Region
 from eo_batch.core.spec import CatalogSpec, PipelineSpec
 from eo_batch.sources.access import guard_address
+from eo_batch.sources.http import Answer, Http, HttpFailure
 from eo_batch.sources.search.found import Found
-from eo_batch.sources.search.http import Answer, Http, HttpFailure
 
 MAX_PAGES = 100_000
 MAX_VERTICES = 400

@@ -25,10 +25,10 @@ from eo_batch.core.hrefs import HrefPolicy, redact
 from eo_batch.core.region import Region
 from eo_batch.core.spec import CatalogSpec, PipelineSpec
 from eo_batch.sources.access import guard_address
+from eo_batch.sources.http import Http
 from eo_batch.sources.items.document import absolute_href
 from eo_batch.sources.items.parquet import items_from_table
 from eo_batch.sources.search.found import Found
-from eo_batch.sources.search.http import Http
 
 MAX_DOCUMENTS = 2_000_000
 MAX_DEPTH = 64
