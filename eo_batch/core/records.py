@@ -142,6 +142,7 @@ class Scene:
     items : positions in the item table of the items that gave at least one pixel to the *interior*.
     contributed : bool (item, y, x) over the interior, aligned with `items`: which item gave the pixel
         (several for a median).
+    skipped : positions of the items that were left out because a file of theirs is not there (`missing_assets = "skip"`).
     bytes_read : bytes of pixels decoded from assets, for telemetry.
     """
 
@@ -150,6 +151,7 @@ class Scene:
     valid: NDArray[np.bool_]
     items: tuple[int, ...]
     contributed: NDArray[np.bool_]
+    skipped: tuple[int, ...] = ()
     bytes_read: int = 0
 
 
@@ -163,6 +165,7 @@ class ChunkReceipt:
     status : "done", or "empty" where no pixel of the interior was observed inside the region.
     files : path in the run directory -> sha256, of every shard and the part of this chunk.
     items : keys of the items that gave pixels to the interior, sorted.
+    skipped : keys of the items that were left out because a file of theirs is not there, sorted.
     valid_px, inside_px : observed pixels inside the region; pixels inside the region.
     polygons : rows in the part.
     telemetry : seconds per stage, attempt, worker, host, peak memory: never part of a digest.
@@ -172,6 +175,7 @@ class ChunkReceipt:
     status: Literal["done", "empty"]
     files: Mapping[str, str]
     items: tuple[str, ...]
+    skipped: tuple[str, ...]
     valid_px: int
     inside_px: int
     polygons: int
@@ -182,7 +186,7 @@ class ChunkReceipt:
         """Everything but telemetry, as JSON values."""
         out = asdict(self)
         del out["telemetry"]
-        out["items"] = list(self.items)
+        out["items"], out["skipped"] = list(self.items), list(self.skipped)
         return out
 
     @property

@@ -51,6 +51,7 @@ def get_receipt(store: Store, key: str) -> ChunkReceipt:
             facts["status"],
             facts["files"],
             tuple(facts["items"]),
+            tuple(facts["skipped"]),
             facts["valid_px"],
             facts["inside_px"],
             facts["polygons"],

@@ -59,6 +59,9 @@ def merge_and_publish(
         software={"eo-batch": __version__},
     )
     marker = marker_of(store, inputs, failed=failed, rows=merged.rows)
+    if marker["skipped_items"]:
+        text = f"{len(marker['skipped_items']):,} scenes were left out somewhere because a file of theirs is not there"
+        listener(Event("warning", text, total, total, data={"items": marker["skipped_items"]}))
     lease.check()
     store.put("COMPLETE.json", canonical_json(marker))
     return merged.rows
@@ -72,11 +75,13 @@ def marker_of(store: Store, inputs: RunInputs, *, failed: int, rows: dict[str, i
     status = {"done": 0, "empty": 0}
     inside = valid = 0
     chain = []
+    skipped: set[str] = set()
     for key in receipt_keys(store):
         receipt = get_receipt(store, key)
         status[receipt.status] += 1
         inside += receipt.inside_px
         valid += receipt.valid_px
+        skipped.update(receipt.skipped)
         chain.append([key, receipt.digest])
     return {
         "run": manifest["digest"],
@@ -85,6 +90,7 @@ def marker_of(store: Store, inputs: RunInputs, *, failed: int, rows: dict[str, i
         "chunks": {"total": inputs.chunk_count, **status, "failed": failed},
         "partial": failed > 0,
         "failed": [[f.key, f.code] for f in failures(store)],
+        "skipped_items": sorted(skipped),
         "inside_px": inside,
         "valid_px": valid,
         "footprints": rows,

@@ -97,7 +97,8 @@ def run_chunk(run: RunContext, chunk: Chunk) -> ChunkReceipt:
         chunk.key,
         "done" if observed.any() else "empty",
         files,
-        tuple(sorted(run.inputs.items.items[i].key for i in scene.items)) if scene else (),
+        _keys(run, scene.items if scene else ()),
+        _keys(run, scene.skipped if scene else ()),
         int(observed.sum()),
         int(inside.sum()),
         part.num_rows,
@@ -105,6 +106,10 @@ def run_chunk(run: RunContext, chunk: Chunk) -> ChunkReceipt:
     )
     put_receipt(run.store, receipt)
     return receipt
+
+
+def _keys(run: RunContext, items: tuple[int, ...]) -> tuple[str, ...]:
+    return tuple(sorted(run.inputs.items.items[item].key for item in items))
 
 
 @dataclass

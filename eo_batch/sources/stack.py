@@ -289,7 +289,7 @@ def _scene(chunk: Chunk, composite: Composite, run: _Reading) -> Scene:
     giver = {item: number for number, item in enumerate(composite.items) if gave[number].any()}
     items = tuple(item for item in run.items if item in giver)  # in the order of the step, whatever was read first
     contributed = gave[[giver[item] for item in items]]
-    return Scene(chunk, composite.pixels, composite.valid, items, contributed, run.bytes_read)
+    return Scene(chunk, composite.pixels, composite.valid, items, contributed, tuple(sorted(run.skipped)), run.bytes_read)
 
 
 def _coarse(grid: Grid) -> Grid:

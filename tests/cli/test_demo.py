@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from eo_batch.cli.main import app
-from eo_batch.sources.synthetic_spectra import PROMPT_CLASSES
+from eo_batch.sources.synthetic.spectra import PROMPT_CLASSES
 
 
 @pytest.fixture(scope="module")

@@ -210,6 +210,20 @@ def test_allowed_failures_publish_a_map_that_says_it_is_partial(toy: Path, tmp_p
     assert len(marker["failed"]) == summary.failed > 0
 
 
+def test_skipped_scenes_are_counted_and_said(toy: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(toy, tmp_path / "damaged", ignore=shutil.ignore_patterns("golden")))
+    (folder / "b1_nir.tif").unlink()
+    pipeline = folder / "pipeline.toml"
+    pipeline.write_text(pipeline.read_text().replace("[source]", '[source]\nmissing_assets = "skip"'))
+    events: list[Event] = []
+    summary = start_run(load_pipeline(pipeline), tmp_path / "run", executor="serial", listener=events.append)
+    assert (summary.exit_status, summary.failed) == (0, 0)
+    marker = json.loads((tmp_path / "run" / "COMPLETE.json").read_bytes())
+    assert marker["skipped_items"] == ["toy/b1"]
+    assert any(event.kind == "warning" and "1 scenes were left out" in event.text for event in events)
+    assert verify_run(tmp_path / "run").ok
+
+
 class NotFinite(WindowMean):
     """A segmenter that breaks on the window at lattice row 0 of its input."""
 

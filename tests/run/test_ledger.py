@@ -13,7 +13,7 @@ from eo_batch.core.records import ChunkFailure, ChunkReceipt
 from eo_batch.outputs.store import Store
 from eo_batch.run.ledger import failures, get_receipt, put_failure, put_receipt, receipt_keys, receipt_path
 
-RECEIPT = ChunkReceipt("t0000/y0001_x0002", "done", {"a": "0" * 64}, ("c/i",), 5, 9, 1, {"seconds": {"read": 1.0}})
+RECEIPT = ChunkReceipt("t0000/y0001_x0002", "done", {"a": "0" * 64}, ("c/i",), ("c/j",), 5, 9, 1, {"seconds": {"read": 1.0}})
 
 
 def test_a_receipt_comes_back_as_it_was_put(tmp_path: Path) -> None:
