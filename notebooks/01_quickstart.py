@@ -29,6 +29,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import rasterio
 
 import eo_batch
 from eo_batch.run.driver import start_run
@@ -47,7 +48,29 @@ folder = Path(tempfile.mkdtemp())
 # %%
 demo = DemoRegion(size_px=1024)
 files = write_demo(folder / "demo", demo)
-print(files.pipeline.read_text())
+
+fig, axes = plt.subplots(1, 3, figsize=(15, 5), constrained_layout=True)
+scenes = sorted(path.parent for path in files.catalog.parent.glob("**/B04.tif"))
+for axis, scene in zip(axes, [scenes[0], scenes[3], scenes[4]], strict=True):
+    bands = []
+    for band in ("B04", "B03", "B02"):
+        with rasterio.open(scene / f"{band}.tif") as source:
+            bands.append(source.read(1, out_shape=(source.height // 2, source.width // 2)))
+    image = np.stack(bands, axis=-1)
+    axis.imshow(np.where(image == 0, 1.0, np.clip((image * 1e-4 - 0.1) * 3.5, 0, 1)))
+    axis.set_title(scene.name, fontsize=9)
+    axis.set_axis_off()
+plt.show()
+
+# %% [markdown]
+# White corners are where an orbit did not look; white tufts are clouds. The pipeline below asks for two things, and for the
+# median of all clear observations.
+
+# %%
+text = files.pipeline.read_text()
+pipeline = files.pipeline.with_name("two-words.toml")
+pipeline.write_text(text.replace('[[prompts]]\ntext = "snow"\nmin_area_m2 = 1000\n', ""))
+print(pipeline.read_text())
 
 # %% [markdown]
 # That file is the whole job: a region, a period, a catalog, a grid, a model and prompts. Pipelines are plain TOML.
@@ -56,7 +79,7 @@ print(files.pipeline.read_text())
 # ## 2. What will it cost?
 
 # %%
-request = load_pipeline(files.pipeline)
+request = load_pipeline(pipeline)
 plan = plan_run(request)
 for label, value, remark in plan.rows():
     print(f"{label:12} {value:>22}   {remark}")
@@ -69,7 +92,7 @@ for label, value, remark in plan.rows():
 
 # %%
 summary = start_run(request, folder / "run")
-for label, value in summary.rows():
+for label, value in summary.rows()[:-1]:
     print(f"{label:28} {value}")
 
 # %%
@@ -115,7 +138,7 @@ for prompt in prompts:
 # %%
 other = folder / "demo" / "other.toml"
 other.write_text(
-    "\n".join("chunk_px = 300" if line.startswith("chunk_px") else line for line in files.pipeline.read_text().splitlines())
+    "\n".join("chunk_px = 300" if line.startswith("chunk_px") else line for line in pipeline.read_text().splitlines())
 )
 start_run(load_pipeline(other), folder / "other")
 again = eo_batch.open_run(folder / "other")
