@@ -90,28 +90,22 @@ def region_from_geojson(name: str, document: Any, start: datetime, end: datetime
     ConfigError : `region-invalid`: no polygon, a ring that crosses itself, coordinates outside the globe.
     """
     from shapely import unary_union
-    from shapely.geometry import shape
-    from shapely.validation import explain_validity
 
-    geometries = []
-    for geometry in _geometries(document):
-        try:
-            found = shape(geometry)
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-            raise _invalid(name, f"geometry cannot be read ({type(error).__name__})") from None
-        if found.geom_type not in ("Polygon", "MultiPolygon") or found.is_empty:
-            raise _invalid(name, f"a {found.geom_type or 'null'} is not a polygon")
-        west, south, east, north = found.bounds
-        if not (-180 <= west <= east <= 180 and -90 <= south <= north <= 90):
-            raise _invalid(name, "coordinates leave longitude -180..180 or latitude -90..90; GeoJSON is longitude, latitude")
-        if not found.is_valid:
-            raise _invalid(name, f"the polygon is not valid: {explain_validity(found)}")
-        geometries.append(found)
-    if not geometries:
-        raise _invalid(name, "no polygon found")
-    union = unary_union(geometries)
+    union = unary_union(_polygons(name, _geometries(document)))
     parts = tuple(sorted(getattr(union, "geoms", [union]), key=lambda part: part.bounds))
     return Region(name, parts, start, end)
+
+
+def region_from_parts(name: str, parts: Any, start: datetime, end: datetime) -> Region:
+    """Region of the GeoJSON polygons of `Region.parts`, vertex by vertex as they are.
+
+    A union may start rings elsewhere when it is made again, so what was stored is never joined a second time.
+
+    Raises
+    ------
+    ConfigError : `region-invalid`, as `region_from_geojson`.
+    """
+    return Region(name, tuple(_polygons(name, _list(parts))), start, end)
 
 
 def choose_crs(region: Region) -> str:
@@ -211,6 +205,31 @@ class RegionOnGrid:
         rings = [get_coordinates(ring) for ring in get_rings(get_parts(self.polygons))]
         ends = [np.concatenate([ring[:-1], ring[1:]], axis=1) for ring in rings]
         return np.concatenate(ends).T
+
+
+def _polygons(name: str, geometries: list[Any]) -> list[Any]:
+    """Checked shapely (multi)polygons of GeoJSON geometries."""
+    from shapely.geometry import shape
+    from shapely.validation import explain_validity
+
+    polygons = []
+    for geometry in geometries:
+        try:
+            found = shape(geometry)
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+            raise _invalid(name, f"geometry cannot be read ({type(error).__name__})") from None
+        if found.geom_type not in ("Polygon", "MultiPolygon") or found.is_empty:
+            kind = f"empty {found.geom_type}" if found.is_empty else found.geom_type
+            raise _invalid(name, f"a geometry is not a polygon ({kind})")
+        west, south, east, north = found.bounds
+        if not (-180 <= west <= east <= 180 and -90 <= south <= north <= 90):
+            raise _invalid(name, "coordinates leave longitude -180..180 or latitude -90..90; GeoJSON is longitude, latitude")
+        if not found.is_valid:
+            raise _invalid(name, f"the polygon is not valid: {explain_validity(found)}")
+        polygons.append(found)
+    if not polygons:
+        raise _invalid(name, "no polygon found")
+    return polygons
 
 
 def _geometries(document: Any) -> list[Any]:

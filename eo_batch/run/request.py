@@ -10,7 +10,7 @@ from typing import Any
 from eo_batch.core.digest import canonical_json, digest
 from eo_batch.core.errors import ConfigError
 from eo_batch.core.grid import Grid
-from eo_batch.core.region import Region, RegionOnGrid, make_grid, region_from_bbox, region_from_geojson
+from eo_batch.core.region import Region, RegionOnGrid, make_grid, region_from_bbox, region_from_geojson, region_from_parts
 from eo_batch.core.spec import MAX_CONFIG_BYTES, CatalogSpec, PipelineSpec, parse_pipeline, validate
 
 MAX_GEOJSON_BYTES = 64_000_000
@@ -98,15 +98,14 @@ def request_from_json(data: bytes, *, where: str) -> Request:
     """
     try:
         document = json.loads(data)
-        region, found = document["region"], document["catalog_found"]
+        name, parts, found = document["region"]["name"], document["region"]["parts"], document["catalog_found"]
         spec = validate(PipelineSpec, document["spec"], where=where)
         catalog = validate(CatalogSpec, document["catalog"], where=where)
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError("config-invalid", "not a stored request", where=where, why=type(error).__name__) from None
-    collection = {"type": "FeatureCollection", "features": [{"geometry": part} for part in region["parts"]]}
-    return Request(spec, catalog, region_from_geojson(region["name"], collection, spec.start, spec.end), found)
+    return Request(spec, catalog, region_from_parts(name, parts, spec.start, spec.end), found)
 
 
 def _region(spec: PipelineSpec, base: Path) -> Region:
