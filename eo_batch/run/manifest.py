@@ -114,10 +114,13 @@ def read_inputs(store: Store) -> RunInputs:
 
     Raises
     ------
-    IntegrityError : `receipt-mismatch` if manifest, request or items were changed afterwards.
-    ResumeError : `format-newer`, `code-changed`.
+    IntegrityError : `receipt-mismatch` if manifest, request or items were changed afterwards, `shard-missing` without items.
+    ResumeError : `format-newer`.
     """
     request = read_request(store)
+    if not store.exists("items.parquet"):
+        fix = "Run eo-batch resume RUN: it searches again."
+        raise IntegrityError("shard-missing", "items.parquet is not there", where=str(store.root), fix=fix)
     data = store.get("items.parquet")
     inputs = make_inputs(request, items_from_parquet(data))
     manifest = read_manifest(store)
@@ -140,7 +143,7 @@ def read_manifest(store: Store) -> dict[str, Any] | None:
     Raises
     ------
     IntegrityError : `receipt-mismatch`: it does not match its own digest.
-    ResumeError : `format-newer` or `code-changed`: this version may not continue the run.
+    ResumeError : `format-newer`: this version may not continue the run.
     """
     if not store.exists("manifest.json"):
         return None
@@ -168,11 +171,12 @@ def read_manifest(store: Store) -> dict[str, Any] | None:
 
 
 def check_resumable(manifest: dict[str, Any], inputs: RunInputs, *, segmenter_digest: str) -> None:
-    """Refuse to continue a run with other code or weights.
+    """Refuse to continue a run with other code, weights or items.
 
     Raises
     ------
     ResumeError : `code-changed` or `weights-changed`.
+    IntegrityError : `receipt-mismatch`: its items were lost, and searching again found others.
     """
     if manifest["algorithm"] != ALGORITHM:
         raise ResumeError(
@@ -185,6 +189,12 @@ def check_resumable(manifest: dict[str, Any], inputs: RunInputs, *, segmenter_di
             "weights-changed",
             f"segmenter {inputs.request.spec.model.name}: {manifest['segmenter'][:12]} became {segmenter_digest[:12]}",
             fix="Restore the weights, or start a new run.",
+        )
+    if manifest["items"] != inputs.items.digest:
+        raise IntegrityError(
+            "receipt-mismatch",
+            "items.parquet is lost, and the catalog gives other items now",
+            fix="Restore items.parquet from a copy, or start a new run.",
         )
 
 
@@ -201,7 +211,9 @@ def check_same_request(stored: Request, asked: Request) -> None:
     if old["prompts"] != new["prompts"]:
         before, after = ("; ".join(f'"{p["text"]}" >= {p["threshold"]}' for p in side["prompts"]) for side in (old, new))
         raise ResumeError("prompts-changed", f"{before} became {after}", fix="Start a new run in another folder.")
-    difference = _first_difference(old, new)
+    difference = _first_difference(old, new) or _first_difference(
+        {"catalog": {"collections": stored.catalog_rules}}, {"catalog": {"collections": asked.catalog_rules}}
+    )
     if difference is None and stored.region != asked.region:
         difference = "region: the polygon changed"
     if difference is not None:

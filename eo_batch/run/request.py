@@ -49,7 +49,13 @@ class Request:
         """Digest of everything that decides the result; chunk size, limits and cluster excluded."""
         identity = self.spec.identity
         del identity["grid"]["chunk_px"]
-        return digest({"spec": identity, "region": self._parts()})
+        return digest({"spec": identity, "region": self._parts(), "catalog_rules": self.catalog_rules})
+
+    @property
+    def catalog_rules(self) -> dict[str, Any]:
+        """What the catalog file says about pixels (scale, offset, nodata, cloud masks), as JSON values."""
+        rules: dict[str, Any] = self.catalog.model_dump(mode="json")["collections"]
+        return rules
 
     def to_json(self) -> bytes:
         """The request as stored in `request.json`."""

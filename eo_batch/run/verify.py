@@ -13,7 +13,7 @@ from eo_batch.core.records import ChunkReceipt
 from eo_batch.outputs.store import Store
 from eo_batch.run.events import Event, Listener, silent
 from eo_batch.run.ledger import failures, get_receipt, receipt_keys, receipt_path
-from eo_batch.run.manifest import RunInputs, read_inputs, read_manifest
+from eo_batch.run.manifest import RunInputs, read_inputs, read_manifest, read_request
 from eo_batch.run.merge import read_marker
 
 
@@ -74,9 +74,13 @@ def verify_run(out: Path, *, read_data: bool = True, listener: Listener = silent
     """
     store = Store(out)
     try:
+        if read_manifest(store) is None and not store.exists("items.parquet"):
+            read_request(store)
+            return Verification(store.root, False, 0, 0, ())  # stopped before its search was done: nothing to check
         inputs = read_inputs(store)
     except IntegrityError as error:
-        return Verification(store.root, False, 0, 0, (Problem(error.code, "", "manifest.json", str(error)),))
+        path = "items.parquet" if error.code == "shard-missing" else "manifest.json"
+        return Verification(store.root, False, 0, 0, (Problem(error.code, "", path, str(error)),))
     problems: list[Problem] = []
     chunks = files = 0
     for receipt, problem in _receipts(store):
