@@ -25,3 +25,23 @@ def sha256(data: bytes) -> str:
 def digest(value: Any) -> str:
     """Hexadecimal sha256 of the canonical JSON of `value`."""
     return sha256(canonical_json(value))
+
+
+class ListDigest:
+    """`digest` of a list whose values are given one by one and not kept."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256(b"[")
+        self._between = b""
+
+    def add(self, value: Any) -> None:
+        """Append `value` to the list; errors as `digest`."""
+        self._hash.update(self._between + canonical_json(value))
+        self._between = b","
+
+    @property
+    def hexdigest(self) -> str:
+        """Hexadecimal digest of the list so far."""
+        whole = self._hash.copy()
+        whole.update(b"]")
+        return whole.hexdigest()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from eo_batch import __version__
-from eo_batch.core.digest import canonical_json, digest, sha256
+from eo_batch.core.digest import ListDigest, canonical_json, sha256
 from eo_batch.core.errors import IntegrityError
 from eo_batch.core.grid import Chunk
 from eo_batch.models.segmenter import SegmenterInfo
@@ -34,8 +34,8 @@ def merge_and_publish(
     total = inputs.chunk_count
     listener(Event("merge", "joining footprints over seams", total, total))
     finished = set(receipt_keys(store))
-    chunks = list(_chunks(inputs, finished))
-    if len(chunks) != len(finished) or len(chunks) + failed != total:
+    planned = sum(1 for _ in _chunks(inputs, finished))
+    if planned != len(finished) or planned + failed != total:
         raise IntegrityError(
             "receipt-mismatch",
             f"{len(finished):,} receipts and {failed:,} failures do not make up the {total:,} planned chunks",
@@ -43,6 +43,7 @@ def merge_and_publish(
             fix="Run eo-batch verify RUN.",
         )
     spec = inputs.request.spec
+    chunks = _chunks(inputs, finished)  # made one at a time: a list of a million would take most of a gigabyte
     merged = merge_parts(store, chunks=chunks, grid=inputs.grid, prompts=spec.prompt_set, steps=inputs.steps, items=inputs.items)
     listener(Event("publish", "writing STAC and the completion marker", total, total))
     write_stac(
@@ -74,7 +75,7 @@ def marker_of(store: Store, inputs: RunInputs, *, failed: int, rows: dict[str, i
     products = ["footprints.parquet", *store.list("stac"), *header_paths(store)]
     status = {"done": 0, "empty": 0}
     inside = valid = 0
-    chain = []
+    chain = ListDigest()
     skipped: set[str] = set()
     for key in receipt_keys(store):
         receipt = get_receipt(store, key)
@@ -82,10 +83,10 @@ def marker_of(store: Store, inputs: RunInputs, *, failed: int, rows: dict[str, i
         inside += receipt.inside_px
         valid += receipt.valid_px
         skipped.update(receipt.skipped)
-        chain.append([key, receipt.digest])
+        chain.add([key, receipt.digest])
     return {
         "run": manifest["digest"],
-        "receipts": digest(chain),
+        "receipts": chain.hexdigest,
         "files": {path: sha256(store.get(path)) for path in sorted(products)},
         "chunks": {"total": inputs.chunk_count, **status, "failed": failed},
         "partial": failed > 0,

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from eo_batch.core.digest import digest, sha256
+from eo_batch.core.digest import ListDigest, sha256
 from eo_batch.core.errors import EoBatchError, IntegrityError
 from eo_batch.core.records import ChunkReceipt
 from eo_batch.outputs.store import Store
@@ -154,8 +154,10 @@ def _check_marker(store: Store, inputs: RunInputs, *, read_data: bool) -> tuple[
     if manifest is None or manifest["digest"] != marker["run"]:
         problems.append(Problem("receipt-mismatch", "", "manifest.json", "manifest.json is not the one of the marker"))
     try:
-        chain = digest([[key, get_receipt(store, key).digest] for key in receipt_keys(store)])
-        if chain != marker["receipts"]:
+        chain = ListDigest()
+        for key in receipt_keys(store):
+            chain.add([key, get_receipt(store, key).digest])
+        if chain.hexdigest != marker["receipts"]:
             problems.append(Problem("receipt-mismatch", "", "receipts", "the receipts are not those of the marker"))
     except IntegrityError:
         pass  # named already, chunk by chunk
