@@ -123,12 +123,11 @@ def _wait_until_gone(store: Store, epoch: int, patience_s: float, say: Callable[
 
 
 def _me() -> dict[str, Any]:
-    process = psutil.Process()
     return {
         "host": platform.node(),
-        "boot": f"{platform.node()}:{_boot_id()}",
+        "boot": f"{platform.node()}:{_boot_id()}:{_pid_namespace()}",
         "pid": os.getpid(),
-        "started": f"{process.create_time():.2f}",
+        "started": _started(os.getpid()),
     }
 
 
@@ -139,10 +138,26 @@ def _boot_id() -> str:
         return f"{psutil.boot_time():.0f}"
 
 
+def _pid_namespace() -> str:
+    """Where process numbers are counted: two containers of one machine do not see each other's processes."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str:
+    """When a process started, in ticks since the machine did: unlike psutil's time, setting the clock does not move it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return f"{psutil.Process(pid).create_time():.2f}"
+
+
 def _is_running(owner: dict[str, Any]) -> bool:
     try:
-        process = psutil.Process(int(owner["pid"]))
-        return f"{process.create_time():.2f}" == owner["started"] and process.status() != psutil.STATUS_ZOMBIE
+        pid = int(owner["pid"])
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and _started(pid) == owner["started"]
     except (psutil.Error, KeyError, ValueError):
         return False
 

@@ -13,6 +13,7 @@ import pytest
 
 from eo_batch.core.errors import LockError
 from eo_batch.outputs.store import Store
+from eo_batch.run import lease as leases
 from eo_batch.run.lease import acquire, holder
 
 
@@ -106,3 +107,26 @@ def test_of_many_drivers_at_once_one_wins(tmp_path: Path) -> None:
         thread.join()
     assert len(won) == 1
     assert lost == ["run-locked"] * 7
+
+
+def test_a_driver_in_another_container_of_this_machine_is_not_taken_for_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    code = (
+        "import sys; from eo_batch.outputs.store import Store; from eo_batch.run.lease import acquire\n"
+        "acquire(Store(sys.argv[1])).__enter__(); import os; os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert holder(store)["alive"] is False
+    monkeypatch.setattr(leases, "_pid_namespace", lambda: "pid:[1]")  # its process numbers mean nothing here
+    assert holder(store)["alive"] is None
+
+
+def test_a_living_driver_stays_alive_when_the_clock_of_the_machine_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    with acquire(store):
+        monkeypatch.setattr("psutil.Process.create_time", lambda self: 1.0)  # derived from the wall clock of the machine
+        assert holder(store)["alive"] is True
