@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from eo_batch import __version__
-from eo_batch.core.errors import ConfigError, EoBatchError, IntegrityError, ResourceError, StoreError
+from eo_batch.core.errors import ConfigError, EoBatchError, IntegrityError, StoreError
 from eo_batch.core.grid import chunk_key
+from eo_batch.core.hrefs import redact
 from eo_batch.core.records import ChunkFailure, ChunkReceipt
 from eo_batch.models.inference import probe_segmenter
 from eo_batch.models.registry import load_segmenter
@@ -44,8 +45,7 @@ from eo_batch.run.task import execute
 from eo_batch.run.verify import requeue_damaged
 
 STOP_AFTER_EQUAL = 20
-"""Stop early after so many failures in a row with one code: the archive is down."""
-DRAIN_S = 60.0
+"""Stop early after so many failures in a row with one code, unless they are allowed: the archive is down."""
 
 
 @dataclass(frozen=True)
@@ -116,23 +116,20 @@ def start_run(
     began = time.monotonic()
     store = Store(out)
     if store.exists("request.json"):
-        check_same_request(read_request(store), request)
         with acquire(store):
-            pass
-        raise ConfigError(
-            "config-invalid",
-            "this folder already holds a run",
-            where=str(out),
-            fix=f"Continue it with eo-batch resume {out}, or give another --out.",
-        )
+            _refuse_run(store, request)
     spec = request.spec
     segmenter = load_segmenter(spec.model, spec.source.bands)
-    probe_segmenter(segmenter, spec.prompt_set, spec.source.bands, window_px=spec.model.window_px, batch=spec.model.batch)
+    probe = probe_segmenter(segmenter, spec.prompt_set, spec.source.bands, window_px=spec.model.window_px, batch=spec.model.batch)
+    if not probe.position_independent:
+        text = f'segmenter "{segmenter.info.name}" answers a window otherwise in other company: its maps depend on the chunk size'
+        listener(Event("warning", text))
     inputs = make_inputs_of(request, listener=listener)
     plan = make_plan(inputs, segmenter, executor=executor, workers=workers, out=out)
     listener(Event("plan", f"{plan.chunks:,} chunks, {plan.scenes:,} scenes", total=plan.chunks, data=plan.as_dict()))
     plan.check()
     with acquire(store) as lease:
+        _refuse_run(store, request)  # another driver may have begun during the search
         write_inputs(store, inputs, segmenter_digest=segmenter.info.digest, version=__version__)
         return _conduct(store, inputs, segmenter, lease, executor, workers, allow_failed, listener, began)
 
@@ -189,7 +186,7 @@ def _conduct(
     """Everything between frozen inputs and the summary."""
     spec = inputs.request.spec
     _create_cube(store, inputs, segmenter)
-    ledger = _Ledger(store, inputs, listener)
+    ledger = _Ledger(store, inputs, listener, allow_failed)
     interrupted = False
     if ledger.missing:
         store.delete("COMPLETE.json")
@@ -201,8 +198,8 @@ def _conduct(
     complete = False
     if not interrupted and counts["failed"] <= allow_failed and not ledger.unfinished:
         lease.check()
-        rows = merge_and_publish(store, inputs, segmenter.info, failed=counts["failed"], lease=lease, listener=listener)
-        complete = True
+        marker = merge_and_publish(store, inputs, segmenter.info, failed=counts["failed"], lease=lease, listener=listener)
+        rows, counts, complete = marker["footprints"], marker["chunks"], True
     if interrupted:
         finished = counts["done"] + counts["empty"]
         text = f"interrupted: {finished:,} of {ledger.total:,} chunks done; resume with `eo-batch resume {store.root}`"
@@ -223,8 +220,8 @@ def _conduct(
 class _Ledger:
     """Counts of a sitting, and the judgement of outcomes."""
 
-    def __init__(self, store: Store, inputs: RunInputs, listener: Listener) -> None:
-        self.store, self.inputs, self.listener = store, inputs, listener
+    def __init__(self, store: Store, inputs: RunInputs, listener: Listener, allow_failed: int) -> None:
+        self.store, self.inputs, self.listener, self.allow_failed = store, inputs, listener, allow_failed
         self.finished = set(receipt_keys(store))
         self.total = inputs.chunk_count
         self.missing = self.total - len(self.finished)
@@ -283,7 +280,7 @@ class _Ledger:
 
     def _fail(self, key: str, error: Exception) -> None:
         code = error.code if isinstance(error, EoBatchError) else "unexpected"
-        text = str(error) if isinstance(error, EoBatchError) else f"unexpected {type(error).__name__}: {error}"
+        text = str(error) if isinstance(error, EoBatchError) else redact(f"unexpected {type(error).__name__}: {error}")
         self.counts["failed"] += 1
         self.in_a_row = self.in_a_row + 1 if code == self.last_code else 1
         self.last_code = code
@@ -291,14 +288,24 @@ class _Ledger:
         self._tell("failure", f"chunk {key} failed: {text}", {"key": key, "code": code})
         share = 100.0 * self.counts["failed"] / self.total
         too_many = share > self.inputs.request.spec.limits.max_failed_percent and self.counts["failed"] >= STOP_AFTER_EQUAL
-        if self.in_a_row >= STOP_AFTER_EQUAL or too_many:
-            self.fatal = (
-                error if isinstance(error, EoBatchError) else ResourceError("worker-lost", "too many chunks failed", why=text)
-            )
+        if self.counts["failed"] > self.allow_failed and (self.in_a_row >= STOP_AFTER_EQUAL or too_many):
+            self.fatal = error
 
     def _tell(self, kind: str, text: str, data: dict[str, Any]) -> None:
         done = self.counts["done"] + self.counts["empty"]
         self.listener(Event(kind, text, done, self.total, self.km2, data))
+
+
+def _refuse_run(store: Store, request: Request) -> None:
+    """Keep a new run out of the folder of another."""
+    if store.exists("request.json"):
+        check_same_request(read_request(store), request)
+        raise ConfigError(
+            "config-invalid",
+            "this folder already holds a run",
+            where=str(store.root),
+            fix=f"Continue it with eo-batch resume {store.root}, or give another --out.",
+        )
 
 
 def _create_cube(store: Store, inputs: RunInputs, segmenter: Segmenter) -> None:

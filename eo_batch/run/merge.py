@@ -23,8 +23,8 @@ from eo_batch.run.manifest import RunInputs, read_manifest
 
 def merge_and_publish(
     store: Store, inputs: RunInputs, info: SegmenterInfo, *, failed: int, lease: Lease, listener: Listener
-) -> dict[str, int]:
-    """Make `footprints.parquet`, `stac/` and, last, `COMPLETE.json`; rows per prompt text.
+) -> dict[str, Any]:
+    """Make `footprints.parquet`, `stac/` and, last, `COMPLETE.json`; the content of the marker.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def merge_and_publish(
         listener(Event("warning", text, total, total, data={"items": marker["skipped_items"]}))
     lease.check()
     store.put("COMPLETE.json", canonical_json(marker))
-    return merged.rows
+    return marker
 
 
 def marker_of(store: Store, inputs: RunInputs, *, failed: int, rows: dict[str, int]) -> dict[str, Any]:
