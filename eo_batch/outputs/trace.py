@@ -137,8 +137,8 @@ def outlines_of(rings: pa.ListArray) -> Outlines:
 def rings_column(outlines: Outlines) -> pa.ListArray:
     """Column `rings` of `outlines`; absolute indices must fit 32 bits."""
     kind = PART_SCHEMA.field("rings").type
-    if len(outlines.xy) and np.abs(outlines.xy).max() > np.iinfo(np.int32).max:
-        raise ValueError("pixel indices beyond 2^31")
+    if len(outlines.xy) and max(2 * len(outlines.xy), np.abs(outlines.xy).max()) > np.iinfo(np.int32).max:
+        raise ValueError(f"pixel indices, or {2 * len(outlines.xy):,} coordinates in one table, do not fit 32 bits")
     values = pa.array(outlines.xy.astype(np.int32).ravel())
     inner = pa.ListArray.from_arrays(pa.array((outlines.rings * 2).astype(np.int32)), values, type=kind.value_type)
     return pa.ListArray.from_arrays(pa.array(outlines.objects.astype(np.int32)), inner, type=kind)

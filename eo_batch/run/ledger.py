@@ -87,7 +87,10 @@ def failures(store: Store) -> Iterator[ChunkFailure]:
     for path in store.list("failures"):
         key = path.removeprefix("failures/").removesuffix(".json")
         if path.endswith(".json") and not store.exists(receipt_path(key)):
-            yield ChunkFailure(**json.loads(store.get(path)))
+            try:
+                yield ChunkFailure(**json.loads(store.get(path)))
+            except (ValueError, TypeError):
+                yield ChunkFailure(key, "unexpected", "the note of this failure is damaged", 1)
 
 
 def receipt_path(key: str) -> str:

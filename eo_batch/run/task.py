@@ -179,6 +179,12 @@ def _ring(span: Span) -> Span:
     return Span(span.start - 1, span.stop + 1)
 
 
+def forget_contexts() -> None:
+    """Let go of the segmenter and the items that this process keeps for its last run."""
+    with _contexts_lock:
+        _contexts.clear()
+
+
 _contexts: dict[tuple[str, str], RunContext] = {}
 _contexts_lock = threading.Lock()
 

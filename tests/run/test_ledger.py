@@ -78,3 +78,11 @@ def test_telemetry_is_in_the_file_but_not_in_the_digest(tmp_path: Path) -> None:
     document = json.loads((tmp_path / receipt_path(RECEIPT.key)).read_bytes())
     assert "telemetry" not in document["facts"]
     assert document["digest"] == replace(RECEIPT, telemetry={}).digest
+
+
+def test_a_damaged_note_of_a_failure_still_counts(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    put_failure(store, ChunkFailure(RECEIPT.key, "asset-corrupt", "text", 1))
+    (tmp_path / f"failures/{RECEIPT.key}.json").write_bytes(b'{"key": 3}')
+    (failure,) = failures(store)
+    assert (failure.key, failure.code) == (RECEIPT.key, "unexpected")
