@@ -6,7 +6,7 @@ strip, without changing anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,22 +15,25 @@ from numpy.typing import NDArray
 from eo_batch.sources.resample import compiled
 
 NOBODY = -1
+EVERYWHERE = (slice(None), slice(None))
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One item on the pixels of a chunk.
+    """One item on pixels of a chunk.
 
     Parameters
     ----------
     item : position in the item table.
     pixels : float32 (band, y, x).
     valid : bool (y, x): every band observed, and not dropped by the cloud mask.
+    at : rows and columns of the chunk that are covered; elsewhere nothing is valid. An item may come in several boxes.
     """
 
     item: int
     pixels: NDArray[np.float32]
     valid: NDArray[np.bool_]
+    at: tuple[slice, slice] = EVERYWHERE
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +54,7 @@ class Composite:
     gave: NDArray[np.bool_]
 
 
-def valid_of(pixels: NDArray[np.float32], keep: NDArray[np.float32] | None) -> NDArray[np.bool_]:
+def valid_of(pixels: NDArray[np.float32], keep: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
     """Pixels at which all bands are observed and the cloud mask, if there is one, says keep (1).
 
     Parameters
@@ -66,26 +69,36 @@ def valid_of(pixels: NDArray[np.float32], keep: NDArray[np.float32] | None) -> N
     return valid
 
 
-def first_valid(layers: Iterable[Layer], *, bands: int, shape: tuple[int, int]) -> Composite:
-    """Per pixel all bands of the first layer that is valid there. Takes no further layer once every pixel is."""
-    items: list[int] = []
-    pixels = owner = None
-    valid: NDArray[np.bool_] = np.zeros(shape, bool)
-    for layer in layers:
-        items.append(layer.item)
-        if pixels is None or owner is None:
-            pixels, valid = layer.pixels, layer.valid
-            missing = valid.size - int(np.count_nonzero(valid))
-            owner = np.where(valid, np.int32(layer.item), np.int32(NOBODY)) if missing else None
+def first_valid(layers: Callable[[NDArray[np.bool_]], Iterable[Layer]], *, bands: int, shape: tuple[int, int]) -> Composite:
+    """Per pixel all bands of the first layer that is valid there. Takes no further layer once every pixel is.
+
+    Parameters
+    ----------
+    layers : the layers in order, made one by one. Is given an array bool (y, x) that always says which pixels are still
+        missing: a layer need not be right anywhere else.
+    """
+    pixels: NDArray[np.float32] | None = None
+    missing = np.ones(shape, bool)
+    owner = np.full(shape, NOBODY, np.int32)
+    left = missing.size
+    items: dict[int, None] = {}
+    for layer in layers(missing):
+        items[layer.item] = None
+        if pixels is None and layer.valid.shape == shape:
+            pixels = layer.pixels
+            owner[layer.valid] = layer.item
+            np.logical_not(layer.valid, out=missing)
+            left = int(np.count_nonzero(missing))
         else:
-            missing = _fill(pixels, owner, layer.pixels, layer.valid, np.int32(layer.item))
-        if missing == 0:
+            pixels = np.zeros((bands, *shape), np.float32) if pixels is None else pixels
+            into = pixels[:, *layer.at], owner[layer.at], missing[layer.at]
+            left -= _fill(*into, layer.pixels, layer.valid, np.int32(layer.item))
+        if left == 0:
             break
     if pixels is None:
         pixels = np.full((bands, *shape), np.nan, np.float32)
-    if owner is None or len(items) == 1:
-        return Composite(pixels, valid, tuple(items), valid[None][: len(items)])
-    return Composite(pixels, owner != NOBODY, tuple(items), np.stack([owner == item for item in items]))
+    gave = np.stack([owner == item for item in items]) if items else np.zeros((0, *shape), bool)
+    return Composite(pixels, ~missing, tuple(items), gave)
 
 
 def median(strips: Iterable[tuple[slice, Sequence[Layer]]], *, bands: int, shape: tuple[int, int]) -> Composite:
@@ -96,18 +109,24 @@ def median(strips: Iterable[tuple[slice, Sequence[Layer]]], *, bands: int, shape
     strips : rows of the chunk, and all layers of the step on these rows.
     """
     pixels = np.full((bands, *shape), np.nan, np.float32)
-    valid = np.zeros(shape, bool)
     gave: dict[int, NDArray[np.bool_]] = {}
     for rows, layers in strips:
-        if not layers:
-            continue
+        place = {item: number for number, item in enumerate(dict.fromkeys(layer.item for layer in layers))}
+        for item in place:
+            gave.setdefault(item, np.zeros(shape, bool))
         for layer in layers:
-            gave.setdefault(layer.item, np.zeros(shape, bool))[rows] = layer.valid
-        stack = np.stack([layer.valid for layer in layers])
-        valid[rows] = stack.any(axis=0)
+            gave[layer.item][rows][layer.at] = layer.valid
+        if not place:
+            continue
+        valid = np.stack([gave[item][rows] for item in place])
+        values = np.empty(valid.shape, np.float32)
         for band in range(bands):
-            _median(np.stack([layer.pixels[band] for layer in layers]), stack, pixels[band, rows])
+            for layer in layers:
+                values[place[layer.item]][layer.at] = layer.pixels[band]
+            _median(values, stack, pixels[band, rows])
     maps = np.stack(list(gave.values())) if gave else np.zeros((0, *shape), bool)
+    valid = np.zeros(shape, bool)
+    np.logical_or.reduce(maps, axis=0, out=valid)
     return Composite(pixels, valid, tuple(gave), maps)
 
 
@@ -123,18 +142,17 @@ def _all_observed(pixels, valid):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def _fill(pixels, owner, more, valid, item):  # type: ignore[no-untyped-def]
-    missing = 0
+def _fill(pixels, owner, missing, more, valid, item):  # type: ignore[no-untyped-def]
+    given = 0
     for y in range(owner.shape[0]):
         for x in range(owner.shape[1]):
-            if owner[y, x] == -1:
-                if valid[y, x]:
-                    owner[y, x] = item
-                    for band in range(pixels.shape[0]):
-                        pixels[band, y, x] = more[band, y, x]
-                else:
-                    missing += 1
-    return missing
+            if missing[y, x] and valid[y, x]:
+                missing[y, x] = False
+                owner[y, x] = item
+                given += 1
+                for band in range(pixels.shape[0]):
+                    pixels[band, y, x] = more[band, y, x]
+    return given
 
 
 @compiled()

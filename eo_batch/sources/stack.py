@@ -7,10 +7,10 @@ nothing to decide. The stack is computed item by item in this thread: memory sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import dask
@@ -34,6 +34,9 @@ SURVEY_PX = 512
 SURVEY_THREADS = 8
 MEDIAN_BYTES = 256 * 2**20
 """Pixels of all items that a median holds at once; it goes in strips of rows."""
+BOX_PX = 256
+BOX_FILL = 0.7
+"""Bands are read on cells of this many pixels that hold a wanted one; on one box around them if this share of it is wanted."""
 MASK = "cloud mask"
 BBOX_SAMPLES = 17
 BBOX_MARGIN_DEG = 0.02
@@ -85,7 +88,7 @@ class SceneSource:
         if self.spec.time.composite == "median":
             composite = median(run.strips(rows, cols), bands=bands, shape=shape)
         else:
-            composite = first_valid(run.layers(rows, cols), bands=bands, shape=shape)
+            composite = first_valid(partial(run.layers, rows, cols), bands=bands, shape=shape)
         return _scene(chunk, composite, run)
 
     def candidates(self, chunk: Chunk, step: TimeStep) -> tuple[int, ...]:
@@ -165,24 +168,40 @@ class _Reading:
         """A name of this object: dask would hash every item of the run to name a graph that lives for one call."""
         return f"{type(self).__name__}-{id(self)}"
 
-    def layers(self, rows: Span, cols: Span) -> Iterator[Layer]:
-        """The items' pixels, one at a time, in order; items without a valid pixel here are left out."""
-        stack = _stack(self, rows, cols)
+    def layers(self, rows: Span, cols: Span, missing: NDArray[np.bool_] | None = None) -> Iterator[Layer]:
+        """The items' valid pixels in order, each item in one or several boxes; items without any here are left out.
+
+        Parameters
+        ----------
+        missing : bool (y, x): pixels that still matter, looked at anew before each item; None for all. Others are not valid.
+        """
+        wanted = np.ones((len(rows), len(cols)), bool) if missing is None else missing
         for item in self.items:
             if item in self.skipped:
                 continue
             try:
-                pixels = stack(item)
+                found = list(self._layers_of(item, rows, cols, wanted))  # all of an item, or nothing
             except AssetError as error:
                 if error.code != "asset-not-found" or self.source.spec.source.missing_assets != "skip":
                     raise
                 self.skipped.append(item)
                 continue
-            has_mask = len(pixels) > len(self.source.spec.source.bands)
-            bands = pixels[1:] if has_mask else pixels
-            valid = valid_of(bands, pixels[0] if has_mask else None)
+            yield from found
+
+    def _layers_of(self, item: int, rows: Span, cols: Span, wanted: NDArray[np.bool_]) -> Iterator[Layer]:
+        """One item where it is wanted: the cloud mask first, then the bands on the boxes that it leaves."""
+        if self.source.items.items[item].cloud_mask is not None:
+            kept = np.zeros(wanted.shape, bool)
+            for y, x in boxes_of(wanted, rows, cols, merged=True):
+                at = y.within(rows), x.within(cols)
+                kept[at] = (_stack(self, item, [MASK], y, x)[0] == 1) & wanted[at]
+            wanted = kept
+        for y, x in boxes_of(wanted, rows, cols):
+            at = y.within(rows), x.within(cols)
+            pixels = _stack(self, item, self.source.spec.source.bands, y, x)
+            valid = valid_of(pixels, wanted[at])
             if valid.any():
-                yield Layer(item, bands, valid)
+                yield Layer(item, pixels, valid, at)
 
     def strips(self, rows: Span, cols: Span) -> Iterator[tuple[slice, list[Layer]]]:
         """All items on strips of rows that together fit the memory of a median."""
@@ -218,41 +237,68 @@ class StackReader:
         """Files are kept by `AssetReader`."""
 
 
-def _stack(reading: _Reading, rows: Span, cols: Span) -> Callable[[int], NDArray[np.float32]]:
-    """Function from an item to its float32 (band, y, x) on `rows` x `cols`, the cloud mask first where there is one."""
-    source = reading.source
-    epsg = _epsg(source.grid.crs)
-    bounds = source.grid.bounds_of(rows, cols)
+def boxes_of(wanted: NDArray[np.bool_], rows: Span, cols: Span, *, merged: bool = False) -> list[tuple[Span, Span]]:
+    """Boxes within `rows` x `cols` that together hold all wanted pixels, cut along the lattice of `BOX_PX`; none overlap.
 
-    def compute(item: int) -> NDArray[np.float32]:
-        names = _names(source, item)
-        if epsg is None:
-            # stackstac knows a CRS by its EPSG number alone: for others its reader is called without it.
-            return np.stack([_read_band(reading, item, name, rows, cols).copy() for name in names])
-        stack = stackstac.stack(
-            [_pseudo_item(item, names, epsg, bounds)],
-            assets=names,
-            epsg=epsg,
-            resolution=source.grid.resolution,
-            bounds=bounds,
-            snap_bounds=False,
-            chunksize=(1, len(names), len(rows), len(cols)),
-            dtype=np.dtype(np.float32),
-            fill_value=np.float32("nan"),
-            rescale=False,
-            sortby_date=False,
-            xy_coords="center",
-            properties=False,
-            band_coords=False,
-            errors_as_nodata=(),
-            reader=partial(StackReader, reading=reading, rows=rows, cols=cols),
-        )
-        # One block, computed here and now by dask's synchronous scheduler: `compute()` would copy it once more.
-        [[[[block]]]] = dask.get(stack.data.__dask_graph__(), stack.data.__dask_keys__())
-        pixels: NDArray[np.float32] = block[0]
-        return pixels
+    Parameters
+    ----------
+    wanted : bool (y, x) over `rows` x `cols`.
+    merged : one box around all of them.
+    """
+    y, x = _cuts(rows), _cuts(cols)
+    cells = np.logical_or.reduceat(np.logical_or.reduceat(wanted, y[:-1] - rows.start, axis=0), x[:-1] - cols.start, axis=1)
+    i, j = cells.nonzero()
+    if not len(i):
+        return []
+    around = (int(i.min()), int(i.max()) + 1, int(j.min()), int(j.max()) + 1)
+    area = (around[1] - around[0]) * (around[3] - around[2])
+    found = [around]
+    if not merged and len(i) < BOX_FILL * area:
+        found = []
+        growing: dict[tuple[int, int], int] = {}
+        for row in range(around[0], around[1] + 1):
+            steps = np.diff(cells[row].astype(np.int8), prepend=0, append=0) if row < around[1] else np.zeros(1)
+            runs = list(zip(np.flatnonzero(steps == 1).tolist(), np.flatnonzero(steps == -1).tolist(), strict=True))
+            found += [(first, row, *run) for run, first in growing.items() if run not in runs]
+            growing = {run: growing.get(run, row) for run in runs}
+    return [(Span(int(y[i0]), int(y[i1])), Span(int(x[j0]), int(x[j1]))) for i0, i1, j0, j1 in found]
 
-    return compute
+
+def _cuts(span: Span) -> NDArray[np.int64]:
+    """Ends of `span` and the lattice lines between them."""
+    inner = np.arange(span.start // BOX_PX + 1, -(-span.stop // BOX_PX)) * BOX_PX
+    return np.concatenate([[span.start], inner, [span.stop]])
+
+
+def _stack(reading: _Reading, item: int, names: Sequence[str], rows: Span, cols: Span) -> NDArray[np.float32]:
+    """Bands `names` of an item, float32 (band, y, x) on `rows` x `cols`."""
+    grid = reading.source.grid
+    epsg, bounds = _epsg(grid.crs), grid.bounds_of(rows, cols)
+    if epsg is None:
+        # stackstac knows a CRS by its EPSG number alone: for others its reader is called without it.
+        return np.stack([_read_band(reading, item, name, rows, cols).copy() for name in names])
+    stack = stackstac.stack(
+        [_pseudo_item(item, names, epsg, bounds)],
+        assets=list(names),
+        epsg=epsg,
+        resolution=grid.resolution,
+        bounds=bounds,
+        snap_bounds=False,
+        chunksize=(1, len(names), len(rows), len(cols)),
+        dtype=np.dtype(np.float32),
+        fill_value=np.float32("nan"),
+        rescale=False,
+        sortby_date=False,
+        xy_coords="center",
+        properties=False,
+        band_coords=False,
+        errors_as_nodata=(),
+        reader=partial(StackReader, reading=reading, rows=rows, cols=cols),
+    )
+    # One block, computed here and now by dask's synchronous scheduler: `compute()` would copy it once more.
+    [[[[block]]]] = dask.get(stack.data.__dask_graph__(), stack.data.__dask_keys__())
+    pixels: NDArray[np.float32] = block[0]
+    return pixels
 
 
 def _pseudo_item(item: int, names: Sequence[str], epsg: int, bounds: tuple[float, float, float, float]) -> dict[str, Any]:
@@ -260,11 +306,6 @@ def _pseudo_item(item: int, names: Sequence[str], epsg: int, bounds: tuple[float
     assets = {name: {"href": f"{item}/{name}"} for name in names}
     properties: dict[str, Any] = {"datetime": "2000-01-01T00:00:00Z", "proj:epsg": epsg, "proj:bbox": bounds}
     return {"type": "Feature", "id": str(item), "bbox": [0.0, 0.0, 0.0, 0.0], "properties": properties, "assets": assets}
-
-
-def _names(source: SceneSource, item: int) -> list[str]:
-    mask = [MASK] if source.items.items[item].cloud_mask is not None else []
-    return mask + list(source.spec.source.bands)
 
 
 def _read_band(reading: _Reading, item: int, band: str, rows: Span, cols: Span) -> NDArray[np.float32]:
@@ -299,6 +340,7 @@ def _coarse(grid: Grid) -> Grid:
     return replace(grid, resolution=grid.resolution * factor, rows=rows, cols=cols)
 
 
+@lru_cache(maxsize=16)
 def _epsg(crs: str) -> int | None:
     authority = pyproj.CRS.from_user_input(crs).to_authority(auth_name="EPSG", min_confidence=100)
     return int(authority[1]) if authority else None

@@ -24,7 +24,7 @@ def copies(layers: list[Layer]) -> Iterator[Layer]:
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
 def test_first_takes_all_bands_from_the_first_valid_layer(count: int) -> None:
     layers = layers_of(count)
-    found = first_valid(copies(layers), bands=3, shape=SHAPE)
+    found = first_valid(lambda missing: copies(layers), bands=3, shape=SHAPE)
     owner = {item: number for number, item in enumerate(found.items)}
     for y, x in np.ndindex(*SHAPE):
         first = next((layer for layer in layers if layer.valid[y, x]), None)
@@ -44,8 +44,8 @@ def test_first_asks_for_no_layer_that_cannot_change_anything() -> None:
             asked.append(layer.item)
             yield layer
 
-    early = first_valid(watched(), bands=3, shape=SHAPE)
-    late = first_valid(copies(layers[:2]), bands=3, shape=SHAPE)
+    early = first_valid(lambda missing: watched(), bands=3, shape=SHAPE)
+    late = first_valid(lambda missing: copies(layers[:2]), bands=3, shape=SHAPE)
     assert asked == [10, 11]
     assert early.pixels.tobytes() == late.pixels.tobytes()
 

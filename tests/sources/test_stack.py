@@ -67,6 +67,55 @@ def test_medians_do_not_depend_on_the_memory_they_may_use(tmp_path: Path, monkey
     assert np.array_equal(wide[2], narrow[2])
 
 
+@pytest.mark.parametrize("composite", ["first", "median"])
+@pytest.mark.parametrize(("box", "fill"), [(16, 1.1), (50, 0.6), (10**6, 0.0)])
+def test_the_boxes_in_which_bands_are_read_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, composite: str, box: int, fill: float
+) -> None:
+    table = stack_of_items(tmp_path)
+    grid = grid_over(tmp_path / "0red.tif", "EPSG:32633", 10.0)
+    source = source_of(tmp_path, table, grid, pipeline(["red", "nir"], composite=composite))
+    usual = read_grid(source)
+    monkeypatch.setattr(stack, "BOX_PX", box)
+    monkeypatch.setattr(stack, "BOX_FILL", fill)
+    for left, right in zip(usual, read_grid(source), strict=True):
+        assert left.tobytes() == right.tobytes()
+
+
+def test_bands_are_read_only_where_the_cloud_mask_leaves_missing_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stack, "BOX_PX", 64)
+    clear, cloudy, corner = np.ones((256, 256), "uint8"), np.full((256, 256), 9, "uint8"), np.ones((256, 256), "uint8")
+    corner[:30, :40] = 9
+    items = []
+    for n, classes in enumerate((cloudy, corner, clear)):
+        band = write_raster(tmp_path / f"{n}.tif", smooth(256, 256, seed=n))
+        mask = BandAsset("scl", str(write_raster(tmp_path / f"{n}scl.tif", classes)))
+        items.append(item_of(n, {"red": BandAsset("red", str(band))}, mask=CloudMask(mask, "classes", (9,))))
+    table = table_of(*items)
+    grid = Grid("EPSG:32633", 10.0, Span(-500_000, -499_744), Span(60_000, 60_256), 256, 1, 1)
+    scene = source_of(tmp_path, table, grid, pipeline(["red"])).read_scene(grid.chunk(0, 0, 0), step_of(table))
+    assert scene.valid.all()
+    assert scene.items == (1, 2)
+    assert scene.bytes_read <= 3 * 256 * 256 + 2 * 256 * 256 + 2 * 64 * 128  # all masks, one band, the corner of another
+
+
+@pytest.mark.parametrize("origin", [(0, 0), (-37, 12), (1000, -999)])
+@pytest.mark.parametrize("share", [0.0, 0.0005, 0.01, 1.0])
+def test_boxes_hold_all_wanted_pixels_once(monkeypatch: pytest.MonkeyPatch, origin: tuple[int, int], share: float) -> None:
+    monkeypatch.setattr(stack, "BOX_PX", 16)
+    wanted = np.random.default_rng(3).random((90, 70)) < share
+    rows, cols = Span(origin[0], origin[0] + 90), Span(origin[1], origin[1] + 70)
+    for merged in (False, True):
+        times = np.zeros(wanted.shape, int)
+        boxes = stack.boxes_of(wanted, rows, cols, merged=merged)
+        for y, x in boxes:
+            times[y.within(rows), x.within(cols)] += 1
+        assert times.max(initial=0) <= 1
+        assert times[wanted].all()
+        assert times.sum() == sum(len(y) * len(x) for y, x in boxes)
+        assert len(boxes) <= 1 or not merged
+
+
 def test_all_bands_of_a_pixel_come_from_one_item(tmp_path: Path) -> None:
     table = stack_of_items(tmp_path)
     grid = grid_over(tmp_path / "0red.tif", "EPSG:32633", 10.0)
