@@ -118,8 +118,8 @@ def median(strips: Iterable[tuple[slice, Sequence[Layer]]], *, bands: int, shape
             gave[layer.item][rows][layer.at] = layer.valid
         if not place:
             continue
-        valid = np.stack([gave[item][rows] for item in place])
-        values = np.empty(valid.shape, np.float32)
+        stack = np.stack([gave[item][rows] for item in place])
+        values = np.empty(stack.shape, np.float32)
         for band in range(bands):
             for layer in layers:
                 values[place[layer.item]][layer.at] = layer.pixels[band]
