@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 from eo_batch.core.errors import ConfigError
 from eo_batch.core.grid import Grid, Span, stride_of
 
+MAX_INDEX = 2**31 - 1
+"""Largest absolute pixel index of a grid."""
+SMALL_PX = 1_000_000
+"""A region on a grid of at most so many pixels is searched for one whose centre it holds."""
 DENSIFY_DEG = 0.01
 """Region edges are straight in longitude and latitude: they get a vertex each 0.01 degrees before projection."""
 
@@ -141,6 +145,7 @@ def make_grid(
     except CRSError:
         raise ConfigError("config-invalid", f'unknown CRS "{code}"', where="grid.crs", fix='Use "auto" or "EPSG:...".') from None
     forward = Transformer.from_crs("EPSG:4326", target, always_xy=True)
+    unit = target.axis_info[0].unit_name if target.axis_info else "units"
 
     def to_pixels(xy: NDArray[np.float64]) -> NDArray[np.float64]:
         x, y = forward.transform(xy[:, 0], xy[:, 1])
@@ -155,16 +160,18 @@ def make_grid(
     west, north, east, south = pixels.bounds
     if not np.isfinite([west, north, east, south]).all():
         raise _invalid(region.name, f"parts of the region have no coordinates in {code}", fix="Choose another grid.crs.")
+    if max(abs(west), abs(north), abs(east), abs(south)) > MAX_INDEX:
+        what = f"{resolution:g} {unit} are too fine: pixels are numbered up to {MAX_INDEX:,}"
+        raise _invalid(region.name, what, fix="Choose a coarser grid.resolution (it is in the units of grid.crs).")
     slack = 1e-6  # px: a region edge on a pixel edge must not add a row because of rounding in the projection
     rows = Span(int(np.floor(north + slack)), int(np.ceil(south - slack)))
     cols = Span(int(np.floor(west + slack)), int(np.ceil(east - slack)))
-    if not len(rows) or not len(cols):
-        raise _invalid(
-            region.name, f"the region is smaller than one pixel of {resolution} units", fix="Choose a finer resolution."
-        )
-    grid = Grid(code, resolution, rows, cols, chunk_px, window_px, stride_of(window_px, overlap))
-    polygons = pixels if pixels.geom_type == "MultiPolygon" else MultiPolygon([pixels])
-    return grid, RegionOnGrid(polygons)
+    on_grid = RegionOnGrid(pixels if pixels.geom_type == "MultiPolygon" else MultiPolygon([pixels]))
+    size = len(rows) * len(cols)
+    if not size or (size <= SMALL_PX and not on_grid.inside(rows, cols).any()):
+        what = f"the region is smaller than one pixel of {resolution:g} {unit}: it holds the centre of none"
+        raise _invalid(region.name, what, fix="Choose a finer grid.resolution (it is in the units of grid.crs).")
+    return Grid(code, resolution, rows, cols, chunk_px, window_px, stride_of(window_px, overlap)), on_grid
 
 
 @dataclass(frozen=True)
@@ -209,6 +216,7 @@ class RegionOnGrid:
 
 def _polygons(name: str, geometries: list[Any]) -> list[Any]:
     """Checked shapely (multi)polygons of GeoJSON geometries."""
+    from shapely.errors import ShapelyError
     from shapely.geometry import shape
     from shapely.validation import explain_validity
 
@@ -216,8 +224,8 @@ def _polygons(name: str, geometries: list[Any]) -> list[Any]:
     for geometry in geometries:
         try:
             found = shape(geometry)
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-            raise _invalid(name, f"geometry cannot be read ({type(error).__name__})") from None
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, ShapelyError):
+            raise _invalid(name, "a geometry is none of GeoJSON, or its coordinates are no numbers") from None
         if found.geom_type not in ("Polygon", "MultiPolygon") or found.is_empty:
             kind = f"empty {found.geom_type}" if found.is_empty else found.geom_type
             raise _invalid(name, f"a geometry is not a polygon ({kind})")

@@ -256,6 +256,8 @@ def _parse(model: type[_Table], text: bytes, where: str) -> _Table:
         raise ConfigError(
             "config-invalid", "not TOML", where=where, why=str(error), fix="Check the syntax at that place."
         ) from None
+    except RecursionError:
+        raise ConfigError("config-invalid", "not TOML", where=where, why="nested too deeply", fix="Write a flat file.") from None
     return validate(model, document, where=where)
 
 

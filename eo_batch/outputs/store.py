@@ -250,6 +250,9 @@ class Store:
         if error.errno in _DENIED:
             fix = f"Give this user the right to read and write `{self.root}`, or choose another output folder."
             return StoreError("store-denied", "may not read or write", where=where, why=reason, fix=fix)
+        if error.errno == errno.ENOTDIR:
+            fix = "Give the path of a folder."
+            return StoreError("store-denied", "a file is where a folder must be", where=str(self.root), fix=fix)
         return self._unreachable(where, reason)
 
     def _unreachable(self, path: str, reason: str) -> StoreError:

@@ -25,7 +25,7 @@ from eo_batch.models.segmenter import Segmenter
 from eo_batch.outputs.cube import create_cube
 from eo_batch.outputs.store import Store
 from eo_batch.run.events import Event, Listener, silent
-from eo_batch.run.executors import Executor, Task, make_executor
+from eo_batch.run.executors import Executor, Task, check_kind, make_executor
 from eo_batch.run.lease import Lease, acquire
 from eo_batch.run.ledger import failures, put_failure, receipt_keys
 from eo_batch.run.manifest import (
@@ -114,11 +114,13 @@ def start_run(
     EoBatchError : what stands in the way; nothing is left behind unless the run has begun.
     """
     began = time.monotonic()
+    spec = request.spec
+    check_kind(executor or spec.cluster.kind)
     store = Store(out)
     if store.exists("request.json"):
         with acquire(store):
             _refuse_run(store, request)
-    spec = request.spec
+    _refuse_foreign(store)
     segmenter = load_segmenter(spec.model, spec.source.bands)
     probe = probe_segmenter(segmenter, spec.prompt_set, spec.source.bands, window_px=spec.model.window_px, batch=spec.model.batch)
     if not probe.position_independent:
@@ -154,6 +156,7 @@ def resume_run(
     began = time.monotonic()
     store = Store(out)
     stored = read_request(store)
+    check_kind(executor or stored.spec.cluster.kind)
     if request is not None:
         check_same_request(stored, request)
     with acquire(store, say=lambda text: listener(Event("warning", text))) as lease:
@@ -306,6 +309,19 @@ def _refuse_run(store: Store, request: Request) -> None:
             where=str(store.root),
             fix=f"Continue it with eo-batch resume {store.root}, or give another --out.",
         )
+
+
+def _refuse_foreign(store: Store) -> None:
+    """Keep a run out of a folder that holds something else: files of the same name would be replaced.
+
+    Raises
+    ------
+    ConfigError : `config-invalid`.
+    """
+    foreign = next((path for path in store.list() if not path.startswith(("lease/", "."))), None)
+    if foreign:
+        fix = "Give a new or empty folder as --out."
+        raise ConfigError("config-invalid", f'the folder holds other files, such as "{foreign}"', where=str(store.root), fix=fix)
 
 
 def _create_cube(store: Store, inputs: RunInputs, segmenter: Segmenter) -> None:

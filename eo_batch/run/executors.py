@@ -6,6 +6,7 @@ It never retries, never orders, never holds results.
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -49,11 +50,23 @@ def make_executor(kind: str, workers: int | None) -> Executor:
     ------
     ConfigError : `config-invalid` for an unknown kind.
     """
-    if kind == "serial":
-        return SerialExecutor()
-    if kind == "local":
-        return ThreadExecutor(workers or os.cpu_count() or 1)
-    raise ConfigError("config-invalid", f'unknown cluster "{kind}"', where="--cluster", fix=f"Use one of: {', '.join(KINDS)}.")
+    check_kind(kind)
+    return SerialExecutor() if kind == "serial" else ThreadExecutor(workers or os.cpu_count() or 1)
+
+
+def check_kind(kind: str) -> None:
+    """Refuse a kind that nobody knows, before anything is searched or written.
+
+    Raises
+    ------
+    ConfigError : `config-invalid`.
+    """
+    if kind in KINDS:
+        return
+    close = difflib.get_close_matches(kind, KINDS, n=1)
+    hint = f'Did you mean "{close[0]}"? ' if close else ""
+    fix = f"{hint}Use one of: {', '.join(KINDS)}."
+    raise ConfigError("config-invalid", f'unknown cluster "{kind}"', where="cluster.kind or --cluster", fix=fix)
 
 
 class SerialExecutor:

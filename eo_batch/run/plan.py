@@ -21,6 +21,7 @@ from eo_batch.models.inference import inference_bytes
 from eo_batch.models.registry import load_segmenter
 from eo_batch.models.segmenter import Segmenter
 from eo_batch.run.events import Event, Listener, silent
+from eo_batch.run.executors import check_kind
 from eo_batch.run.manifest import RANK_PROPERTY, RunInputs, make_inputs
 from eo_batch.run.request import Request
 from eo_batch.run.status import pixel_area_km2
@@ -29,6 +30,8 @@ from eo_batch.sources.stack import item_bounds_px, open_source
 
 READ_MB_S = 40.0
 """Assumed reading rate of one worker from remote storage, megabytes per second of decoded pixels."""
+MAX_CHUNKS = 20_000_000
+"""Chunks of one time step: more cannot be planned in a few gigabytes, and would be as many files."""
 SAFE_SHARE = 0.8
 """Share of free memory and disk that a plan may use."""
 
@@ -134,8 +137,10 @@ def make_inputs_of(request: Request, *, listener: Listener = silent) -> RunInput
     Raises
     ------
     CatalogError, ConfigError : the search gave no complete or usable answer.
+    ResourceError : `plan-too-big`: more chunks than a plan can hold.
     """
     grid, region = request.grid()
+    _check_chunks(grid, request.spec.name)
     listener(Event("search", f"searching {request.spec.source.catalog}"))
     found = search_items(
         request.spec,
@@ -201,6 +206,17 @@ def halo_region(region: Region, grid: Grid, on_grid: RegionOnGrid) -> Region:
     return replace(region, parts=tuple(sorted(both, key=lambda part: part.bounds)))
 
 
+def _check_chunks(grid: Grid, name: str) -> None:
+    ny, nx = grid.chunks_yx
+    if ny * nx > MAX_CHUNKS:
+        raise ResourceError(
+            "plan-too-big",
+            f"{grid.shape[1]:,} x {grid.shape[0]:,} px are {ny * nx:,} chunks (limit {MAX_CHUNKS:,})",
+            where=name,
+            fix="Choose a coarser grid.resolution, a larger grid.chunk_px or a smaller region.",
+        )
+
+
 def make_plan(
     inputs: RunInputs,
     segmenter: Segmenter,
@@ -212,6 +228,7 @@ def make_plan(
     """Figures of a run; probes the segmenter for its speed, reads no pixels."""
     spec, grid = inputs.request.spec, inputs.grid
     kind = executor or spec.cluster.kind
+    check_kind(kind)
     count = 1 if kind == "serial" else workers or spec.cluster.workers or os.cpu_count() or 1
     busy = _busy(inputs)
     windows_y, windows_x = _windows_along(grid, grid.rows), _windows_along(grid, grid.cols)

@@ -119,17 +119,23 @@ def _region(spec: PipelineSpec, base: Path) -> Region:
         return region_from_bbox(spec.name, spec.region.bbox, spec.start, spec.end)
     assert spec.region.file is not None
     path = base / spec.region.file
+    data = _read(path, MAX_GEOJSON_BYTES, "region file")
     try:
-        document = json.loads(_read(path, MAX_GEOJSON_BYTES, "region file"))
+        document = json.loads(data)
     except (ValueError, RecursionError):
         raise ConfigError("region-invalid", "not GeoJSON", where=str(path), fix="Save the polygons as GeoJSON.") from None
-    return region_from_geojson(spec.name, document, spec.start, spec.end)
+    try:
+        return region_from_geojson(spec.name, document, spec.start, spec.end)
+    except ConfigError as error:
+        fix = "Save polygons in longitude and latitude, whose rings do not cross, as GeoJSON."
+        raise ConfigError(error.code, error.what, where=str(path), why=error.why, fix=fix) from None
 
 
 def _read(path: Path, limit: int, kind: str) -> bytes:
     try:
         if path.stat().st_size > limit:
-            raise ConfigError("config-too-large", f"{path.stat().st_size:,} bytes (limit {limit:,})", where=str(path))
+            what = f"the {kind} has {path.stat().st_size:,} bytes (limit {limit:,})"
+            raise ConfigError("config-too-large", what, where=str(path), fix="Check the path.")
         return path.read_bytes()
     except OSError as error:
         raise ConfigError(

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import requests
 from rasterio.errors import RasterioError
 
-from eo_batch.core.errors import AssetError
+from eo_batch.core.errors import AssetError, PolicyError
 from eo_batch.core.hrefs import redact
 
 T = TypeVar("T")
@@ -138,10 +138,13 @@ def with_retries(
         except AssetError as error:
             if error.where == where:
                 raise
-            trouble = Trouble(error.code, error.why or error.what)
+            trouble = Trouble(error.code, ": ".join(text for text in (error.where, error.what, error.why) if text))
             if error.code not in TRANSIENT:
                 fix = error.fix or _FIXES.get(error.code, "")
-                raise AssetError(error.code, error.what, where=where, why=error.why, fix=fix) from None
+                raise AssetError(error.code, "could not be read", where=where, why=trouble.why, fix=fix) from None
+        except PolicyError as error:
+            fix = error.fix or "Leave the item out by source.filter, or tell the keeper of the catalog."
+            raise PolicyError(error.code, error.what, where=f"{where}: {error.where}", why=error.why, fix=fix) from None
         except FOREIGN as error:
             trouble = understand(error, path())
         on_fault()

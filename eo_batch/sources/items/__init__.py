@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from eo_batch.core.errors import CatalogError, ConfigError
+from eo_batch.core.errors import CatalogError, ConfigError, PolicyError
 from eo_batch.core.hrefs import HrefPolicy
 from eo_batch.core.records import BandAsset, CloudMask, Item, ItemTable
 from eo_batch.core.spec import AssetRef, CatalogSpec, CloudMaskSpec, CollectionSpec, PipelineSpec
@@ -25,6 +25,7 @@ SCL = CloudMaskSpec(asset="scl", kind="classes", drop=[0, 1, 3, 8, 9, 10])
 """Sentinel-2 scene classification: no data, saturated, cloud shadow, cloud (medium, high), cirrus (Level-2A definition)."""
 QA_PIXEL = CloudMaskSpec(asset="qa_pixel", kind="bits", drop=[0, 1, 2, 3, 4])
 """Landsat Collection 2 QA_PIXEL: fill, dilated cloud, cirrus, cloud, cloud shadow (Landsat 8-9 Data Format Control Book)."""
+LEAVE_OUT = "Leave the item out by source.filter, or tell the keeper of the catalog."
 _NO_RULES = CollectionSpec.model_validate({})
 _USUAL_MASKS = (SCL, QA_PIXEL)
 
@@ -62,11 +63,20 @@ def resolve_items(
         resolved = {band: found for band, found in bands.items() if found is not None}
         mask = _cloud_mask(document, rules) if spec.source.cloud_mask == "auto" else None
         for asset in [*resolved.values(), *([mask.asset] if mask else [])]:
-            policy.check(asset.href)
+            _check_href(policy, asset, document)
         kept.append((_item(document, resolved, mask), document))
     _judge(every, lacking, served, spec, notes)
     kept.sort(key=lambda pair: (pair[0].datetime, pair[0].collection, pair[0].id))
     return ItemTable(tuple(item for item, _ in kept), tuple(document for _, document in kept))
+
+
+def _check_href(policy: HrefPolicy, asset: BandAsset, document: Mapping[str, Any]) -> None:
+    """Refuse, with the name of the item, an asset in a place that is not allowed."""
+    try:
+        policy.check(asset.href)
+    except PolicyError as error:
+        where = f'band "{asset.band}" of item {printable(document["collection"])}/{printable(document["id"])}: {error.where}'
+        raise PolicyError(error.code, error.what, where=where, why=error.why, fix=error.fix or LEAVE_OUT) from None
 
 
 def _item(document: Mapping[str, Any], bands: Mapping[str, BandAsset], mask: CloudMask | None) -> Item:
@@ -119,7 +129,11 @@ def _named(document: Mapping[str, Any], reference: str | AssetRef, band: str) ->
 
 def _asset(document: Mapping[str, Any], band: str, key: str, index: int, rules: CollectionSpec) -> BandAsset:
     asset = document["assets"][key]
-    scale, offset = scale_offset_of(document, asset, index, rules)
+    try:
+        scale, offset = scale_offset_of(document, asset, index, rules)
+    except ValueError as error:
+        where = f'band "{band}" of item {printable(document["collection"])}/{printable(document["id"])}'
+        raise CatalogError("item-invalid", str(error), where=where, fix=LEAVE_OUT) from None
     checksum = asset.get("file:checksum") or asset.get("checksum:multihash") or ""
     return BandAsset(
         band=band,
@@ -193,5 +207,5 @@ def _unknown(band: str, documents: Sequence[Mapping[str, Any]], spec: PipelineSp
     fix = f'Did you mean "{close[0]}"? ' if close else ""
     asked = spec.source.assets.get(band)
     what = f'no item has band "{band}"' + (f' (asset "{asked if isinstance(asked, str) else asked.asset}")' if asked else "")
-    fix += f"Available: {', '.join(known[:60])}. Assets without common names can be named in [source.assets]."
+    fix += f"Available: {', '.join(known[:60]) or 'none'}. Assets without common names can be named in [source.assets]."
     return ConfigError("config-invalid", what, where="source.bands", fix=fix)

@@ -6,6 +6,7 @@ Where nobody states anything, NaN tells the reader to ask the tags of the file.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -26,6 +27,10 @@ def scale_offset_of(
     A stated scale without an offset has offset 0, a stated offset without a scale has scale 1, but for Sentinel-2 with
     `offset_from_baseline`: there the processing baseline gives the offset. `earthsearch:boa_offset_applied = true` means that the
     pixels are shifted already, and overrules a stated -0.1 (maintainers' answer in Element84/earth-search issue 9).
+
+    Raises
+    ------
+    ValueError : what is stated is no number, or a scale of 0.
     """
     scale = _stated(asset, index, "scale")
     offset = _stated(asset, index, "offset")
@@ -69,9 +74,13 @@ def _applied(properties: Mapping[str, Any]) -> bool:
 
 
 def _stated(asset: Mapping[str, Any], index: int, name: str) -> float | None:
-    places = _places(asset, index, f"raster:{name}", name)
-    found = next((number for number in map(_number, places) if number is not None), None)
-    return found if found is None or math.isfinite(found) else None
+    value = next((value for value in _places(asset, index, f"raster:{name}", name) if value is not None), None)
+    if value is None:
+        return None
+    number = _number(value)
+    if number is None or (name == "scale" and number == 0):
+        raise ValueError(f"its raster:{name} is {json.dumps(value)[:60]}")
+    return number if math.isfinite(number) else None
 
 
 def _places(asset: Mapping[str, Any], index: int, name: str, older: str) -> list[Any]:

@@ -29,6 +29,7 @@ Progress = Callable[[int], None]
 """Called with the number of documents received so far."""
 MAX_ITEMS = 1_000_000
 MAX_NAMED = 20
+_APART = ("in another collection", "outside of the region or the period")
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,10 @@ class _Sift:
                 found.document, base=found.base, local=local, collection=found.collection or self._only_collection()
             )
             if document["collection"] not in source.collections:
-                self.count["other collection"] += 1
+                self.count[_APART[0]] += 1
                 return
             if not self._is_inside(document):
-                self.count["outside"] += 1
+                self.count[_APART[1]] += 1
                 return
         except Unusable as error:
             self.dropped[error.name] = error.reason
@@ -192,7 +193,8 @@ class _Sift:
         asked = f"{', '.join(source.collections)}, {period.start:%Y-%m-%d}/{period.end:%Y-%m-%d}"
         asked += f", cloud <= {source.max_cloud_cover:g} %" if source.max_cloud_cover is not None else ""
         asked += f', filter "{source.filter}"' if source.filter else ""
-        why = "; ".join([f"{self.received} items were received", *self._notes()]) if self.received else ""
+        apart = [f"{self.count[reason]} of them {reason}" for reason in _APART if self.count[reason]]
+        why = "; ".join([f"{self.received} items were received", *apart, *self._notes()]) if self.received else ""
         fix = "Check collections, dates and region" + (", or allow more cloud." if self.count["too cloudy"] else ".")
         return CatalogError("catalog-empty", f"0 items for {asked}", where=where, why=why, fix=fix)
 

@@ -49,11 +49,15 @@ def read_static(spec: PipelineSpec, catalog: CatalogSpec, *, region: Region, htt
     root = reader.read(catalog.url)
     kind = root.get("type") if isinstance(root, dict) else None
     if isinstance(root, list) or kind in ("Feature", "FeatureCollection"):
-        features = root if isinstance(root, list) else root.get("features", []) if kind == "FeatureCollection" else [root]
+        features = root if isinstance(root, list) else root.get("features") if kind == "FeatureCollection" else [root]
+        if not isinstance(features, list):
+            raise ConfigError("config-invalid", "an item collection without a list of features", where=redact(catalog.url))
+        _refuse_page(root, catalog)
         yield from (Found(feature, catalog.url) for feature in features)
         return
-    if not isinstance(root, dict) or not (kind in ("Catalog", "Collection") or "links" in root):
-        raise ConfigError("config-invalid", "not a STAC catalog, item collection or item", where=redact(catalog.url))
+    if not isinstance(root, dict) or not isinstance(root.get("links"), list):
+        fix = "Give the address of a catalog.json, of an item collection or of an API."
+        raise ConfigError("config-invalid", "not a STAC catalog, item collection or item", where=redact(catalog.url), fix=fix)
     yield from _walk(root, reader, set(spec.source.collections))
 
 
@@ -121,7 +125,10 @@ def _walk(root: dict[str, Any], reader: _Documents, wanted: set[str]) -> Iterato
             if not isinstance(document, dict) or depth > MAX_DEPTH:
                 raise _unreadable(url, ValueError("not a catalog" if depth <= MAX_DEPTH else f"deeper than {MAX_DEPTH} levels"))
             collection = str(document.get("id", "")) if _is_collection(document) else above
-            links = [link for link in document.get("links", []) if isinstance(link, dict) and isinstance(link.get("href"), str)]
+            stated = document.get("links")
+            if not isinstance(stated, list):
+                raise _unreadable(url, ValueError("not a catalog: it has no list of links"))
+            links = [link for link in stated if isinstance(link, dict) and isinstance(link.get("href"), str)]
             targets = [(str(link.get("rel")), absolute_href(link["href"], url, local=local)) for link in links]
             if not collection or collection in wanted:
                 items = [target for rel, target in targets if rel == "item" and target not in seen]
@@ -133,6 +140,18 @@ def _walk(root: dict[str, Any], reader: _Documents, wanted: set[str]) -> Iterato
             if len(seen) > MAX_DOCUMENTS:
                 raise CatalogError("catalog-paging", f"more than {MAX_DOCUMENTS:,} documents", where=reader.catalog.title)
             stack.extend((target, None, collection, depth + 1) for target in reversed(children))
+
+
+def _refuse_page(root: Any, catalog: CatalogSpec) -> None:
+    """A saved answer of an API that names a next page is not all there is."""
+    links = root.get("links") if isinstance(root, dict) else None
+    if isinstance(links, list) and any(isinstance(link, dict) and link.get("rel") == "next" for link in links):
+        raise CatalogError(
+            "catalog-paging",
+            "the file is one page of a longer answer",
+            where=redact(catalog.url),
+            fix="Give the address of the API, or save all pages in one item collection without a next link.",
+        )
 
 
 def _is_collection(document: dict[str, Any]) -> bool:
@@ -180,6 +199,8 @@ def _unreadable(url: str, error: Exception) -> CatalogError:
     why = redact(error) if not isinstance(error, json.JSONDecodeError) else "not JSON"
     if isinstance(error, FileNotFoundError):
         why = "no such file"
+    if isinstance(error, RecursionError):
+        why = "nested too deeply"
     return CatalogError(
         "catalog-unreachable",
         "the catalog cannot be read",
