@@ -26,6 +26,9 @@ from eo_batch.sources.resample import Georeference
 MAX_DECLARED_BYTES = 64 * 10**9
 MAX_BLOCK_BYTES = 64 * 2**20
 MAX_BANDS = 64
+MAX_VALUE = 3e38
+LARGEST_NUMBER = 2.0**64
+"""Scale and offset must keep stored numbers up to this below `MAX_VALUE`: an infinite value would pass for an observation."""
 ALIGNED_PX = 1e-6
 """A raster whose pixels meet grid pixels this closely is read as it is."""
 RATIO_SLACK = 1.01
@@ -139,6 +142,17 @@ def read_header(dataset: Any, index: int, where: str) -> Header:
         MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags,
         tuple(dataset.overviews(index)),
     )
+
+
+def check_scale(scale: float, offset: float, where: str) -> None:
+    """Refuse a scale and an offset that do not give float32 values.
+
+    Raises
+    ------
+    AssetError : `asset-contract`.
+    """
+    if not abs(scale) * LARGEST_NUMBER + abs(offset) < MAX_VALUE:
+        raise _broken(where, f"has scale {scale:g} and offset {offset:g}, which give no usable values")
 
 
 def choose_level(header: Header, grid: Grid, *, nearest: bool, where: str) -> tuple[int, int]:

@@ -23,13 +23,13 @@ from eo_batch.core.errors import AssetError
 from eo_batch.core.grid import Grid, Span
 from eo_batch.core.records import BandAsset
 from eo_batch.sources.access import AssetAccess
-from eo_batch.sources.asset_errors import FOREIGN, Retry, host_of, with_retries
-from eo_batch.sources.raster import GDAL_ENV, Header, Placement, choose_level, open_raster, place, read_header
+from eo_batch.sources.asset_errors import Retry, host_of, with_retries
+from eo_batch.sources.open_files import forget, open_limit, opened_files
+from eo_batch.sources.raster import GDAL_ENV, Header, Placement, check_scale, choose_level, open_raster, place, read_header
 from eo_batch.sources.resample import Pixels, Positions, average_blocks, decode, positions, resample
 
 T = TypeVar("T")
 
-MAX_OPEN_PER_THREAD = 128
 MAX_HEADERS = 20_000
 MAX_LATTICES = 16
 MAX_LATTICE_BYTES = 16 * 2**20
@@ -187,25 +187,26 @@ class AssetReader:
             once,
             where=wanted.owner,
             path=lambda: last[0] or self._last_path(href),
-            on_fault=lambda: _forget(self.token, href),
+            on_fault=lambda: forget(self.token, href),
             on_denied=lambda: self.access.expired(href, last[0]),
             retry=self.retry,
         )
 
     def _dataset(self, href: str, overview: int) -> tuple[Any, str]:
-        opened = _opened()
+        opened = opened_files()
         key = (self.token, href, overview)
         if key in opened:
             opened.move_to_end(key)
             dataset, path = opened[key]
             return dataset, path
+        limit = open_limit()
+        while len(opened) >= limit:
+            opened.popitem(last=False)[1][0].close()
         path = self.access.open_path(href)
         _OPEN.path = path
         with self._gate(path):
             dataset = open_raster(path, href, overview)
         opened[key] = dataset, path
-        while len(opened) > MAX_OPEN_PER_THREAD:
-            opened.popitem(last=False)[1][0].close()
         return dataset, path
 
     def _last_path(self, href: str) -> str:
@@ -320,6 +321,7 @@ class _Work:
         else:
             scale = self.header.scale if np.isnan(asset.scale) else asset.scale
             offset = self.header.offset if np.isnan(asset.offset) else asset.offset
+            check_scale(scale, offset, self.wanted.owner)
             decode(numbers, nodata=nodata, scale=scale, offset=offset, out=out)
         if mask is not None:
             out[mask == 0] = np.nan
@@ -333,13 +335,6 @@ def scratch(name: str, shape: tuple[int, int]) -> Pixels:
     if held is None or held.size < wanted or held.size > 4 * wanted:
         held = buffers[name] = np.empty(wanted, np.float32)
     return held[:wanted].reshape(shape)
-
-
-def close_files() -> None:
-    """Close the files that this thread has open."""
-    opened = _opened()
-    while opened:
-        opened.popitem()[1][0].close()
 
 
 def _keep(numbers: NDArray[Any], rule: DropRule, nodata: float | None, owner: str) -> Pixels:
@@ -371,20 +366,3 @@ def _halves(at: Positions) -> tuple[Positions, Positions]:
         return at.part(Span(at.rows.start, middle), at.cols), at.part(Span(middle, at.rows.stop), at.cols)
     middle = at.cols.start + len(at.cols) // 2
     return at.part(at.rows, Span(at.cols.start, middle)), at.part(at.rows, Span(middle, at.cols.stop))
-
-
-def _opened() -> OrderedDict[tuple[str, str, int], tuple[Any, str]]:
-    if not hasattr(_OPEN, "files"):
-        _OPEN.files = OrderedDict()
-    files: OrderedDict[tuple[str, str, int], tuple[Any, str]] = _OPEN.files
-    return files
-
-
-def _forget(token: str, href: str) -> None:
-    """Close the files of `href` that this thread has open: after a fault nothing of them is believed."""
-    opened = _opened()
-    for key in [key for key in opened if key[:2] == (token, href)]:
-        try:
-            opened.pop(key)[0].close()
-        except FOREIGN:
-            continue  # closing a broken file may fail again; it is gone either way

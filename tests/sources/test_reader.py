@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import struct
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +33,7 @@ from eo_batch.core.errors import AssetError, PolicyError
 from eo_batch.core.grid import Grid
 from eo_batch.core.records import BandAsset, CloudMask
 from eo_batch.sources import raster
-from eo_batch.sources.reader import MAX_OPEN_PER_THREAD, _opened
+from eo_batch.sources.open_files import MAX_OPEN_PER_THREAD, opened_files
 
 
 def source_over(path: Path, *, grid: Grid | None = None, resampling: str = "bilinear", **asset: object):
@@ -309,7 +312,7 @@ def test_open_files_of_a_thread_are_bounded(tmp_path: Path) -> None:
     paths = [write_raster(tmp_path / f"{n}.tif", smooth(16, 16, seed=n)) for n in range(MAX_OPEN_PER_THREAD + 5)]
     table = table_of(*(item_of(n, {"red": BandAsset("red", str(path))}) for n, path in enumerate(paths)))
     read_grid(source_of(tmp_path, table, grid_over(paths[0], "EPSG:32633", 10.0), pipeline(["red"], composite="median")))
-    assert len(_opened()) <= MAX_OPEN_PER_THREAD
+    assert len(opened_files()) <= MAX_OPEN_PER_THREAD
 
 
 def test_threads_read_at_once_what_one_thread_reads(tmp_path: Path) -> None:
@@ -345,3 +348,32 @@ def test_plain_window_and_reader_agree_on_a_part_of_a_file(tmp_path: Path) -> No
     part = replace(whole, rows=replace(whole.rows, start=whole.rows.start + 31, stop=whole.rows.stop - 77))
     pixels, _, _ = read_grid(source_over(path, grid=part), chunk=90)
     assert np.array_equal(pixels[0], plain_window(path, part).astype(np.float32))
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1e38, 0.0), (1.0, 3.5e38), (float("inf"), 0.0)])
+def test_a_scale_that_makes_numbers_infinite_is_a_broken_contract(tmp_path: Path, scale: float, offset: float) -> None:
+    path = write_raster(tmp_path / "a.tif", smooth(64, 64))
+    assert refused(path, scale=scale, offset=offset).code == "asset-contract"
+
+
+def test_many_threads_stay_below_the_limit_of_open_files(tmp_path: Path) -> None:
+    paths = [write_raster(tmp_path / f"{n}.tif", smooth(16, 16, seed=n)) for n in range(60)]
+    table = table_of(*(item_of(n, {"red": BandAsset("red", str(path))}) for n, path in enumerate(paths)))
+    source = source_of(tmp_path, table, grid_over(paths[0], "EPSG:32633", 10.0), pipeline(["red"], composite="median"))
+    together = threading.Barrier(8)
+
+    def read_all(_: int) -> int:
+        together.wait()
+        read_grid(source)
+        together.wait()
+        return len(opened_files())
+
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (held + 200, usual[1]))
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            counts = list(pool.map(read_all, range(8)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+    assert sum(counts) < held + 200
