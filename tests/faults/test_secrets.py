@@ -1,0 +1,130 @@
+"""Secrets that a run meets on its way never leave it: not in a line, a file, a trace, nor an address of the wrong store."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from servers.files import Fault, FileServer
+from toy import make_toy, toy_pipeline
+
+CANARIES = ("canaryquery", "canaryuser", "canarypassword", "canaryheader", "canaryredirect", "canarykey")
+SIZE = 200
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    make_toy(tmp_path / "toy", dates=1, size=SIZE)
+    (tmp_path / "toy" / "pipeline.toml").write_text(toy_pipeline(size=SIZE, prompts=("bright",)))
+    return tmp_path / "toy"
+
+
+PATIENCE = """
+import logging, sys
+logging.basicConfig(level=logging.DEBUG)
+from eo_batch.sources import http
+from eo_batch.sources.asset_errors import Retry
+http.FIRST_WAIT_S = 0.0
+Retry.wait_s = lambda self, *waits: 0.0
+from eo_batch.cli.main import entry
+entry()
+"""
+
+
+def run(toy: Path, *arguments: object) -> tuple[int, str]:
+    """(exit status, everything printed) of a command in a process full of secrets, with every logger talking."""
+    secrets = {
+        "AUTHORIZATION": "Bearer canaryheader",
+        "AWS_SECRET_ACCESS_KEY": "canarykey",
+        "AWS_ACCESS_KEY_ID": "AKIACANARY",
+        "GDAL_HTTP_HEADERS": "Authorization: Bearer canaryheader",
+        "TMPDIR": str(toy / "tmp"),
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+    }
+    (toy / "tmp").mkdir(exist_ok=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", PATIENCE, *map(str, arguments)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **secrets},
+    )
+    return answer.returncode, answer.stdout + answer.stderr
+
+
+def check_silent(printed: str, *folders: Path) -> None:
+    """No canary in text, nor in any byte of any file below the folders."""
+    assert [canary for canary in CANARIES if canary in printed] == []
+    found = [
+        (path.name, canary)
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file()
+        for canary in CANARIES
+        if canary.encode() in path.read_bytes()
+    ]
+    assert found == []
+
+
+def sign_items(toy: Path, base: str) -> None:
+    """Give every asset an address with a query, a user and a password."""
+    document = json.loads((toy / "catalog.json").read_text())
+    for asset in (asset for item in document["features"] for asset in item["assets"].values()):
+        asset["href"] = f"{base.replace('//', '//canaryuser:canarypassword@')}/{asset['href']}?sig=canaryquery&se=canaryquery"
+    (toy / "catalog.json").write_text(json.dumps(document))
+
+
+def over_http(toy: Path, server: FileServer) -> None:
+    text = (toy / "pipeline.toml").read_text()
+    (toy / "pipeline.toml").write_text(text.replace("catalog.json", server.url("catalog.json")))
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [
+        (None, 0),
+        (Fault("status", 403, repeat=True), 3),
+        (Fault("status", 503, repeat=True), 3),
+        (Fault("reset", repeat=True), 3),
+        (Fault("html", repeat=True), 3),
+        (Fault("status", 302, (("Location", "http://169.254.169.254/x?token=canaryredirect"),), repeat=True), 3),
+    ],
+    ids=["well", "403", "503", "reset", "html", "redirect"],
+)
+def test_secrets_of_hrefs_and_environment_are_in_no_output_and_no_file(toy: Path, fault: Any, status: int) -> None:
+    with FileServer(toy) as server:
+        sign_items(toy, server.base)
+        over_http(toy, server)
+        if fault is not None:
+            server.script("a1_green.tif", fault)
+        arguments = ("run", toy / "pipeline.toml", "--out", toy / "run", "--cluster", "serial", "--json", "--traceback")
+        found, printed = run(toy, *arguments)
+    assert found == status, printed[-2000:]
+    assert (toy / "run" / "manifest.json").exists()
+    check_silent(printed, toy / "run", toy / "tmp")
+    for command in ("status", "verify"):
+        check_silent(run(toy, command, toy / "run", "--json")[1])
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://canaryuser:canarypassword@example.org/catalog.json",
+        "https://example.org/catalog.json?sig=canaryquery",
+        "https://example.org/stac?token=canaryquery",
+        "ftp://canaryuser:canarypassword@example.org/catalog.json?sig=canaryquery",
+    ],
+)
+def test_a_catalog_address_with_credentials_is_refused_without_repeating_them(toy: Path, address: str) -> None:
+    text = (toy / "pipeline.toml").read_text()
+    (toy / "pipeline.toml").write_text(text.replace("catalog.json", address))
+    status, printed = run(toy, "run", toy / "pipeline.toml", "--out", toy / "run", "--quiet")
+    assert status == 2
+    assert "source.catalog" in printed
+    assert not (toy / "run").exists()
+    check_silent(printed, toy / "tmp")
