@@ -26,7 +26,7 @@ from eo_batch.outputs.cube import create_cube
 from eo_batch.outputs.store import Store
 from eo_batch.run.events import Event, Listener, silent
 from eo_batch.run.executors import Executor, Task, check_kind, make_executor
-from eo_batch.run.lease import Lease, acquire
+from eo_batch.run.lease import Lease, acquire, check_free
 from eo_batch.run.ledger import failures, put_failure, receipt_keys
 from eo_batch.run.manifest import (
     RunInputs,
@@ -37,11 +37,11 @@ from eo_batch.run.manifest import (
     read_request,
     write_inputs,
 )
-from eo_batch.run.merge import merge_and_publish
+from eo_batch.run.merge import merge_and_publish, read_marker
 from eo_batch.run.plan import make_inputs_of, make_plan
 from eo_batch.run.request import Request
 from eo_batch.run.status import pixel_area_km2
-from eo_batch.run.task import execute
+from eo_batch.run.task import execute, forget_contexts
 from eo_batch.run.verify import requeue_damaged
 
 STOP_AFTER_EQUAL = 20
@@ -118,8 +118,8 @@ def start_run(
     check_kind(executor or spec.cluster.kind)
     store = Store(out)
     if store.exists("request.json"):
-        with acquire(store):
-            _refuse_run(store, request)
+        check_free(store)
+        _refuse_run(store, request)
     _refuse_foreign(store)
     segmenter = load_segmenter(spec.model, spec.source.bands)
     probe = probe_segmenter(segmenter, spec.prompt_set, spec.source.bands, window_px=spec.model.window_px, batch=spec.model.batch)
@@ -188,13 +188,18 @@ def _conduct(
 ) -> RunSummary:
     """Everything between frozen inputs and the summary."""
     spec = inputs.request.spec
+    done = _finished(store, inputs, began)
+    if done is not None:
+        return done
     _create_cube(store, inputs, segmenter)
     ledger = _Ledger(store, inputs, listener, allow_failed)
     interrupted = False
     if ledger.missing:
-        store.delete("COMPLETE.json")
         with make_executor(kind or spec.cluster.kind, workers or spec.cluster.workers) as pool, _stop_on_signals() as stop:
-            ledger.run(pool, stop)
+            try:
+                ledger.run(pool, stop)
+            finally:
+                forget_contexts()
             interrupted = stop.is_set()
     counts = ledger.counts
     rows: dict[str, int] = {}
@@ -220,6 +225,18 @@ def _conduct(
     )
 
 
+def _finished(store: Store, inputs: RunInputs, began: float) -> RunSummary | None:
+    """Summary of a run that is complete and lacks nothing, or None: there is work to do."""
+    marker = read_marker(store)
+    if marker is None or marker["partial"] or sum(1 for _ in receipt_keys(store)) != inputs.chunk_count:
+        return None
+    counts = marker["chunks"]
+    seconds = time.monotonic() - began
+    return RunSummary(
+        store.root, inputs.chunk_count, counts["done"], counts["empty"], 0, seconds, True, rows_per_prompt=marker["footprints"]
+    )
+
+
 class _Ledger:
     """Counts of a sitting, and the judgement of outcomes."""
 
@@ -229,6 +246,7 @@ class _Ledger:
         self.total = inputs.chunk_count
         self.missing = self.total - len(self.finished)
         self.counts = {"done": len(self.finished), "empty": 0, "failed": 0}
+        self.pixel_km2 = pixel_area_km2(inputs)
         self.km2, self.in_a_row, self.last_code = 0.0, 0, ""
         self.fatal: BaseException | None = None
 
@@ -270,9 +288,11 @@ class _Ledger:
 
     def _judge(self, task: Task, result: Any) -> None:
         if isinstance(result, ChunkReceipt):
+            if not self.km2:
+                self.store.delete("COMPLETE.json")  # of a partial map: it stays until there is something new
             self.counts[result.status] += 1
             self.in_a_row = 0
-            self.km2 += result.inside_px * pixel_area_km2(self.inputs)
+            self.km2 += result.inside_px * self.pixel_km2
             data = {"key": result.key, "status": result.status, "polygons": result.polygons, **result.telemetry}
             self._tell("chunk", f"chunk {result.key}: {result.status}", data)
             return

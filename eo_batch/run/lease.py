@@ -103,14 +103,25 @@ def holder(store: Store) -> dict[str, Any] | None:
     return {"epoch": epoch, "host": owner.get("host", "?"), "pid": owner.get("pid", 0), "alive": alive}
 
 
-def _wait_until_gone(store: Store, epoch: int, patience_s: float, say: Callable[[str], None]) -> None:
+def check_free(store: Store) -> dict[str, Any] | None:
+    """Who held the run last, as `holder`, without taking the lease.
+
+    Raises
+    ------
+    LockError : `run-locked`: a driver on this machine is alive.
+    """
     owner = holder(store)
-    assert owner is not None
-    who = f"host {owner['host']}, pid {owner['pid']}"
-    if owner["alive"] is True:
+    if owner is not None and owner["alive"]:
+        who = f"host {owner['host']}, pid {owner['pid']}"
         raise LockError("run-locked", f"held by {who}", where=str(store.root), fix="Let it finish, or end that process first.")
-    if owner["alive"] is False:
+    return owner
+
+
+def _wait_until_gone(store: Store, epoch: int, patience_s: float, say: Callable[[str], None]) -> None:
+    owner = check_free(store)
+    if owner is None or owner["alive"] is False:
         return
+    who = f"host {owner['host']}, pid {owner['pid']}"
     say(f"another driver ({who}) may be alive: watching it for {patience_s:.0f} s")
     seen, started = _beat(store, epoch), time.monotonic()
     while time.monotonic() - started < patience_s:

@@ -26,12 +26,14 @@ from eo_batch.run.manifest import RANK_PROPERTY, RunInputs, make_inputs
 from eo_batch.run.request import Request
 from eo_batch.run.status import pixel_area_km2
 from eo_batch.sources.search import search_items
-from eo_batch.sources.stack import item_bounds_px, open_source
+from eo_batch.sources.stack import MEDIAN_BYTES, item_bounds_px, open_source
 
 READ_MB_S = 40.0
 """Assumed reading rate of one worker from remote storage, megabytes per second of decoded pixels."""
 MAX_CHUNKS = 20_000_000
 """Chunks of one time step: more cannot be planned in a few gigabytes, and would be as many files."""
+PROCESS_BYTES = 450_000_000
+"""Memory of a process beside its chunks: interpreter, libraries, compiled code, 256 MB of GDAL's block cache."""
 SAFE_SHARE = 0.8
 """Share of free memory and disk that a plan may use."""
 
@@ -68,6 +70,11 @@ class Plan:
         """Windows computed over distinct windows: 1.0 when no window is computed twice."""
         return self.windows / self.windows_distinct if self.windows_distinct else 1.0
 
+    @property
+    def memory(self) -> int:
+        """Bytes of the whole process: all workers at their peak, and what it needs beside them."""
+        return PROCESS_BYTES + self.memory_per_worker * self.workers
+
     def check(self) -> None:
         """Refuse what cannot fit.
 
@@ -75,11 +82,10 @@ class Plan:
         ------
         ResourceError : `plan-too-big`, with the setting that would fit.
         """
-        need = self.memory_per_worker * self.workers
-        if need > self.memory_limit:
+        if self.memory > self.memory_limit:
             raise ResourceError(
                 "plan-too-big",
-                f"{self.workers} workers need {_gb(self.memory_per_worker)} each, {_gb(self.memory_limit)} may be used",
+                f"{self.workers} workers need {_gb(self.memory)}, {_gb(self.memory_limit)} may be used",
                 where=self.name,
                 fix=self._memory_advice(),
             )
@@ -92,14 +98,16 @@ class Plan:
             )
 
     def _memory_advice(self) -> str:
-        if self.memory_per_worker <= self.memory_limit:
-            return f"Use --workers {self.memory_limit // self.memory_per_worker}."
+        left = self.memory_limit - PROCESS_BYTES
+        if self.memory_per_worker <= left:
+            return f"Use --workers {left // self.memory_per_worker}."
         for chunk_px in (4096, 2048, 1024, 512, 256):
             if chunk_px < self.chunk_px:
                 share = ((chunk_px + 0.3 * self.chunk_px) / (1.3 * self.chunk_px)) ** 2
-                if self.memory_per_worker * share <= self.memory_limit:
+                if self.memory_per_worker * share <= left:
                     return f"Set grid.chunk_px = {chunk_px} with --workers 1, or give the plan more memory (limits.memory_gb)."
-        return f"Give the plan at least {_gb(self.memory_per_worker)} (limits.memory_gb), or use fewer bands or a smaller window."
+        least = _gb(self.memory_per_worker + PROCESS_BYTES)
+        return f"Give the plan at least {least} (limits.memory_gb), or use fewer bands or a smaller window."
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Label, value and remark of each line of the printed plan."""
@@ -115,7 +123,7 @@ class Plan:
             (
                 "memory",
                 f"{_gb(self.memory_per_worker)} per worker",
-                f"{self.workers} workers; {_gb(self.memory_limit)} may be used",
+                f"{_gb(self.memory)} for {self.workers} workers and the process; {_gb(self.memory_limit)} may be used",
             ),
             ("disk", _gb(self.disk), f"{self.files:,} files; {_gb(self.disk_free)} free"),
             (
@@ -128,7 +136,7 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON values."""
-        return {**asdict(self), "recomputed": round(self.recomputed, 4)}
+        return {**asdict(self), "memory": self.memory, "recomputed": round(self.recomputed, 4)}
 
 
 def make_inputs_of(request: Request, *, listener: Listener = silent) -> RunInputs:
@@ -183,7 +191,7 @@ def plan_run(
 def halo_region(region: Region, grid: Grid, on_grid: RegionOnGrid) -> Region:
     """The region grown by one window, in longitude and latitude: scenes there can reach a window of the region."""
     from pyproj import Transformer
-    from shapely import segmentize, transform, union_all
+    from shapely import segmentize, transform
     from shapely.affinity import translate
     from shapely.geometry import box
 
@@ -202,7 +210,6 @@ def halo_region(region: Region, grid: Grid, on_grid: RegionOnGrid) -> Region:
         piece = translate(lonlat, shift).intersection(box(-180, -90, 180, 90))
         pieces += [part for part in getattr(piece, "geoms", [piece]) if part.geom_type == "Polygon" and not part.is_empty]
     both = [part for part in pieces if part.area > 0]
-    assert union_all(both).area > 0
     return replace(region, parts=tuple(sorted(both, key=lambda part: part.bounds)))
 
 
@@ -347,13 +354,15 @@ def _memory_per_worker(inputs: RunInputs, segmenter: Segmenter, deepest: int) ->
     padded = int(side_y) * int(side_x)
     interior = min(grid.chunk_px, grid.shape[0]) * min(grid.chunk_px, grid.shape[1])
     bands, prompts = len(spec.source.bands), len(spec.prompt_set)
-    scene = padded * (4 * bands + 2)  # the composite and its validity
+    scene = padded * (4 * bands + 2 + 3 * deepest)  # the composite, its validity, and who gave each pixel
     reading = padded * (4 * (bands + 1) + 8 + 4)  # one scene on its way in, float32, with its source block
+    if spec.time.composite == "median":
+        held = min(MEDIAN_BYTES, deepest * padded * 4 * (bands + 1))
+        reading += held + held // bands
     blending = interior * (2 * prompts + deepest) + inference_bytes(
         segmenter.info, grid, bands=bands, prompts=prompts, batch=spec.model.batch
     )
-    median = padded * 4 * bands if spec.time.composite == "median" else 0
-    return int(scene + max(reading + median, blending)) + 64_000_000
+    return int(scene + max(reading, blending))
 
 
 def _probe_seconds(segmenter: Segmenter, inputs: RunInputs) -> float:

@@ -210,6 +210,22 @@ def test_allowed_failures_publish_a_map_that_says_it_is_partial(toy: Path, tmp_p
     assert len(marker["failed"]) == summary.failed > 0
 
 
+def test_a_published_partial_map_stays_until_there_is_something_new(toy: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(toy, tmp_path / "damaged", ignore=shutil.ignore_patterns("golden")))
+    scene = folder / "b1_nir.tif"
+    whole = scene.read_bytes()
+    scene.unlink()
+    out = tmp_path / "run"
+    start_run(load_pipeline(folder / "pipeline.toml"), out, executor="serial", allow_failed=100)
+    marker = (out / "COMPLETE.json").read_bytes()
+    assert resume_run(out, executor="serial").exit_status == 3
+    assert (out / "COMPLETE.json").read_bytes() == marker
+    scene.write_bytes(whole)
+    assert resume_run(out, executor="serial").exit_status == 0
+    assert json.loads((out / "COMPLETE.json").read_bytes())["partial"] is False
+    assert verify_run(out).ok
+
+
 def test_skipped_scenes_are_counted_and_said(toy: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(toy, tmp_path / "damaged", ignore=shutil.ignore_patterns("golden")))
     (folder / "b1_nir.tif").unlink()
