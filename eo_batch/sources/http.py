@@ -18,6 +18,9 @@ from urllib.parse import urljoin, urlsplit
 import requests
 
 from eo_batch.core.hrefs import redact
+from eo_batch.sources.logs import redact_logs
+
+redact_logs("urllib3", "requests")
 
 TRIES = 5
 FIRST_WAIT_S, LONGEST_WAIT_S, LONGEST_RETRY_AFTER_S = 1.0, 60.0, 120.0

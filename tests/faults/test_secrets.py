@@ -112,6 +112,39 @@ def test_secrets_of_hrefs_and_environment_are_in_no_output_and_no_file(toy: Path
 
 
 @pytest.mark.parametrize(
+    ("fault", "status"),
+    [(None, 0), (Fault("status", 403, repeat=True), 3), (Fault("reset", repeat=True), 3), (Fault("html", repeat=True), 3)],
+    ids=["well", "403", "reset", "html"],
+)
+def test_the_token_that_signs_addresses_is_in_no_output_and_no_file(toy: Path, fault: Any, status: int) -> None:
+    store, keys = toy / "store" / "account" / "container", toy / "keys" / "token" / "account"
+    for folder in (store, keys):
+        folder.mkdir(parents=True)
+    for path in toy.glob("*.tif"):
+        path.rename(store / path.name)
+    (keys / "container").write_text(json.dumps({"token": "sig=canaryquery", "msft:expiry": "2099-01-01T00:00:00Z"}))
+    with FileServer(toy / "store", tokens={"canaryquery"}) as pixels, FileServer(toy / "keys") as service:
+        document = json.loads((toy / "catalog.json").read_text())
+        for asset in (asset for item in document["features"] for asset in item["assets"].values()):
+            asset["href"] = pixels.url(f"account/container/{asset['href']}")
+        (toy / "keys" / "catalog.json").write_text(json.dumps(document))
+        (toy / "catalogs").mkdir()
+        (toy / "catalogs" / "signed.toml").write_text(
+            f'title = "signed"\nurl = "{service.url("catalog.json")}"\nkind = "static"\nasset_hosts = ["127.0.0.1"]\n'
+            f'allow_private = true\nsigning = "planetary-computer"\nsign_url = "{service.url("token")}"\n'
+        )
+        text = (toy / "pipeline.toml").read_text()
+        (toy / "pipeline.toml").write_text(text.replace("catalog.json", "signed"))
+        if fault is not None:
+            pixels.script("account/container/a1_green.tif", fault)
+        arguments = ("run", toy / "pipeline.toml", "--out", toy / "run", "--cluster", "serial", "--json", "--traceback")
+        found, printed = run(toy, *arguments)
+        assert any(asked.query == "sig=canaryquery" for asked in pixels.asked), "nothing was signed"
+    assert found == status, printed[-2000:]
+    check_silent(printed, toy / "run", toy / "tmp")
+
+
+@pytest.mark.parametrize(
     "address",
     [
         "https://canaryuser:canarypassword@example.org/catalog.json",
