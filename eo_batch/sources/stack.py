@@ -32,7 +32,7 @@ from eo_batch.sources.reader import AssetReader, BandRead, DropRule, scratch
 SURVEY_PX = 512
 """Longest side of the coarse grid on which a survey measures items."""
 SURVEY_THREADS = 8
-MEDIAN_BYTES = 96 * 2**20
+MEDIAN_BYTES = 256 * 2**20
 """Pixels of all items that a median holds at once; it goes in strips of rows."""
 BOX_PX = 256
 BOX_FILL = 0.7
