@@ -87,7 +87,8 @@ def main() -> None:
     print(f"{plan.windows:,} windows in {summary.total} chunks ({plan.recomputed:.2f}x distinct), {chosen.workers} workers")
     print("seconds per stage, all workers: " + ", ".join(f"{k} {v:.1f}" for k, v in seconds.items()))
     print(
-        f"segmenter alone {pure:.1f} s (from a tenth of the windows before the run and a tenth after); run {wall:.1f} s; overhead {wall / pure:.3f}"
+        f"segmenter alone {pure:.1f} s (from a tenth of the windows before the run and a tenth after); "
+        f"run {wall:.1f} s; overhead {wall / pure:.3f}"
     )
 
 

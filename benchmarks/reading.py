@@ -33,8 +33,8 @@ from rasterio.windows import Window
 from eo_batch.core.grid import Chunk, Grid, Span
 from eo_batch.core.records import BandAsset, Item, ItemTable, TimeStep
 from eo_batch.core.spec import CatalogSpec, PipelineSpec
-from eo_batch.sources.raster import GDAL_ENV
 from eo_batch.sources.open_files import close_files
+from eo_batch.sources.raster import GDAL_ENV
 from eo_batch.sources.stack import SceneSource, open_source
 
 BANDS = ("green", "red", "nir", "swir16")
