@@ -246,3 +246,11 @@ def test_everything_that_is_imported_is_a_declared_dependency() -> None:
                 if distribution not in allowed:
                     undeclared.append(f"{path.relative_to(ROOT)}:{node.lineno} imports {top}")
     assert undeclared == []
+
+
+def test_the_version_is_stated_once_and_the_same() -> None:
+    import tomllib
+
+    import eo_batch
+
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == eo_batch.__version__

@@ -15,9 +15,9 @@ from typing import Literal
 
 import typer
 
-from eo_batch import __version__
 from eo_batch.cli.pipelines import PACKAGE
 from eo_batch.cli.report import Json, command, epilog, print_json, print_table
+from eo_batch.version import __version__
 
 SHOWN = (
     "numpy",

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from eo_batch import __version__
 from eo_batch.cli import demo, doctor, jobs, models, pipelines, results
 from eo_batch.cli.report import epilog, let_any_text_through
+from eo_batch.version import __version__
 
 app = typer.Typer(
     name="eo-batch",

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eo_batch import __version__
 from eo_batch.core.errors import ConfigError, EoBatchError, IntegrityError, StoreError
 from eo_batch.core.grid import chunk_key
 from eo_batch.core.hrefs import redact
@@ -43,6 +42,7 @@ from eo_batch.run.request import Request
 from eo_batch.run.status import pixel_area_km2
 from eo_batch.run.task import execute, forget_contexts
 from eo_batch.run.verify import requeue_damaged
+from eo_batch.version import __version__
 
 STOP_AFTER_EQUAL = 20
 """Stop early after so many failures in a row with one code, unless they are allowed: the archive is down."""

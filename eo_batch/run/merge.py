@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from eo_batch import __version__
 from eo_batch.core.digest import ListDigest, canonical_json, sha256
 from eo_batch.core.errors import IntegrityError
 from eo_batch.core.grid import Chunk
@@ -19,6 +18,7 @@ from eo_batch.run.events import Event, Listener
 from eo_batch.run.lease import Lease
 from eo_batch.run.ledger import failures, get_receipt, receipt_keys
 from eo_batch.run.manifest import RunInputs, read_manifest
+from eo_batch.version import __version__
 
 
 def merge_and_publish(
