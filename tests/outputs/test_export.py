@@ -106,5 +106,5 @@ def test_a_folder_that_cannot_be_made_is_one_clear_error(store: Store, tmp_path:
     (tmp_path / "out").write_text("a file is in the way")
     with pytest.raises(StoreError) as caught:
         export_run(store, tmp_path / "out")
-    assert caught.value.code == "store-unreachable"
+    assert caught.value.code == "store-denied"
     assert str(tmp_path / "out") in str(caught.value)
