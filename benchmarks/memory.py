@@ -22,7 +22,7 @@ def child(demo: Path, out: Path, chunk_px: int) -> None:
     from eo_batch.run.driver import start_run
     from eo_batch.run.request import load_pipeline
 
-    lines = (demo / "demo.toml").read_text().splitlines()
+    lines = (demo / "demo.toml").read_text().replace('"median"', '"first"').splitlines()
     pipeline = demo / "memory.toml"
     pipeline.write_text("\n".join(f"chunk_px = {chunk_px}" if line.startswith("chunk_px") else line for line in lines))
     summary = start_run(load_pipeline(pipeline), out, workers=2)
