@@ -32,8 +32,8 @@ READ_MB_S = 40.0
 """Assumed reading rate of one worker from remote storage, megabytes per second of decoded pixels."""
 MAX_CHUNKS = 20_000_000
 """Chunks of one time step: more cannot be planned in a few gigabytes, and would be as many files."""
-PROCESS_BYTES = 600_000_000
-"""Memory of a process beside its chunks: interpreter, libraries, compiled code, 256 MB of GDAL's block cache."""
+PROCESS_BYTES = 900_000_000
+"""Memory of a process beside its chunks, measured at the end of a long run: libraries, compiled code, block cache."""
 SAFE_SHARE = 0.8
 """Share of free memory and disk that a plan may use."""
 
