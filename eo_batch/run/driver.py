@@ -26,7 +26,7 @@ from eo_batch.outputs.store import Store
 from eo_batch.run.events import Event, Listener, silent
 from eo_batch.run.executors import Executor, Task, check_kind, make_executor
 from eo_batch.run.lease import Lease, acquire, check_free
-from eo_batch.run.ledger import failures, put_failure, receipt_keys
+from eo_batch.run.ledger import put_failure, receipt_keys
 from eo_batch.run.manifest import (
     RunInputs,
     check_resumable,
@@ -380,8 +380,3 @@ def _stop_on_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def failed_chunks(out: Path) -> list[ChunkFailure]:
-    """Why chunks of a run failed."""
-    return list(failures(Store(out)))
