@@ -1,1 +1,1 @@
-"""What masks mean: boxes, counts, classes, places and sentences, by the rules that RemoteSAM unifies. Pure functions on arrays."""
+"""What masks mean: boxes, counts, classes, places and sentences. Pure functions on arrays, by RemoteSAM's rules."""
