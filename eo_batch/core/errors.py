@@ -98,7 +98,14 @@ class AssetError(EoBatchError):
 class ModelError(EoBatchError):
     """The segmenter cannot serve the request, or gave an unusable answer."""
 
-    codes = {"model-not-finite": 2, "model-shape": 2, "model-oom": 7, "model-load": 2}
+    codes = {
+        "model-not-finite": 2,
+        "model-shape": 2,
+        "model-oom": 7,
+        "model-load": 2,
+        "weights-missing": 2,
+        "weights-unreachable": 4,
+    }
 
 
 class StoreError(EoBatchError):
