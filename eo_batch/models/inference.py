@@ -6,7 +6,7 @@ bits whatever chunk it is computed in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -21,8 +21,12 @@ from eo_batch.models.segmenter import FLOAT_BYTES, Segmenter, SegmenterInfo
 
 TAPER_FLOOR = 0.01
 """Smallest weight of the taper before it is normalised: at the outermost pixel of a window."""
+FILL_BYTES = 88
+"""Memory in bytes of `mirror_fill` per missing pixel: two int32 and ten int64 positions."""
 PROBE_SEED = 20150623
 """Seed of the windows that `probe_segmenter` shows; any fixed number does."""
+
+Fill = Callable[[NDArray[np.float32], NDArray[np.bool_]], None]
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def score_chunk(
 
     A pixel's logit is the sum over all windows that cover it of window_weight x logit, in row-major window order.
     The weights of the windows over a pixel sum to 1 (`window_weights`). Inside a window, pixels without observation
-    hold the mean of the window's observed pixels, band by band.
+    mirror the observed ones (`mirror_fill`); for a `pixelwise` segmenter they hold the window's band means.
 
     Parameters
     ----------
@@ -77,16 +81,51 @@ def score_chunk(
     weights = window_weights(grid.window_px, grid.stride_px)
     windows = [window for window in grid.windows(chunk) if _keeps(window, chunk, kept)]
     images = np.empty((batch, pixels.shape[0], grid.window_px, grid.window_px), np.float32)
+    fill = mean_fill if segmenter.info.pixelwise else mirror_fill
     for some in _batches(windows, batch):
         for slot in range(batch):
             window = some[min(slot, len(some) - 1)]
-            _cut(pixels, valid, window=window, chunk=chunk, out=images[slot])
+            _cut(pixels, valid, fill, window=window, chunk=chunk, out=images[slot])
         answers = _ask(segmenter, images, prompt_features, prompts=prompts, where=f"chunk {chunk.key}")
         for window, answer in zip(some, answers, strict=False):
             _check_finite(answer, images, window=window, where=f"chunk {chunk.key}")
             _add(logits, answer, weights, window=window, chunk=chunk)
     logits[:, ~kept] = np.nan
     return logits
+
+
+def mirror_fill(image: NDArray[np.float32], missing: NDArray[np.bool_]) -> None:
+    """Fill `missing` pixels of a window with its observed ones, mirrored at the nearest of them; changes `image`.
+
+    A missing pixel p whose nearest observed pixel is q takes the value at 2 q - p where that lies in the window and is observed,
+    else the value at q. So texture goes on across the edge of a scene, and a network never sees a flat border there. The nearest
+    pixel is that of an exact Euclidean distance transform (Maurer, Qi and Raghavan 2003, doi:10.1109/TPAMI.2003.1177156), which
+    looks at this window alone.
+
+    Parameters
+    ----------
+    image : float32 (band, y, x).
+    missing : bool (y, x), False somewhere.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    nearest_y, nearest_x = distance_transform_edt(missing, return_distances=False, return_indices=True)
+    y, x = np.nonzero(missing)
+    near_y, near_x = nearest_y[y, x], nearest_x[y, x]
+    far_y, far_x = 2 * near_y - y, 2 * near_x - x
+    height, width = missing.shape
+    lies_inside = (far_y >= 0) & (far_y < height) & (far_x >= 0) & (far_x < width)
+    is_mirrored = lies_inside & ~missing[np.where(lies_inside, far_y, 0), np.where(lies_inside, far_x, 0)]
+    image[:, y, x] = image[:, np.where(is_mirrored, far_y, near_y), np.where(is_mirrored, far_x, near_x)]
+
+
+def mean_fill(image: NDArray[np.float32], missing: NDArray[np.bool_]) -> None:
+    """Fill `missing` pixels of a window with the mean of its observed ones, band by band; changes `image`; see `mirror_fill`."""
+    np.copyto(image, np.float32(0), where=missing)
+    # A contiguous array of fixed shape: numpy sums it in one order, whatever chunk it was cut from.
+    total = image.reshape(len(image), -1).sum(axis=1, dtype=np.float64)
+    mean = total / np.count_nonzero(~missing)
+    np.copyto(image, mean.astype(np.float32)[:, None, None], where=missing)
 
 
 @lru_cache(maxsize=8)
@@ -114,7 +153,8 @@ def inference_bytes(info: SegmenterInfo, grid: Grid, *, bands: int, prompts: int
     """Estimated peak memory in bytes of `score_chunk` for a full chunk, its inputs not included."""
     logits = FLOAT_BYTES * prompts * grid.chunk_px * grid.chunk_px
     call = info.memory_bytes(bands=bands, prompts=prompts, window_px=grid.window_px, batch=batch)
-    return logits + call + 2 * grid.chunk_px * grid.chunk_px
+    filling = 0 if info.pixelwise else FILL_BYTES * grid.window_px * grid.window_px
+    return logits + call + filling + 2 * grid.chunk_px * grid.chunk_px
 
 
 def probe_segmenter(segmenter: Segmenter, prompts: PromptSet, bands: Sequence[str], *, window_px: int, batch: int) -> ProbeReport:
@@ -161,19 +201,14 @@ def _keeps(window: Window, chunk: Chunk, kept: NDArray[np.bool_]) -> bool:
 
 
 def _cut(
-    pixels: NDArray[np.float32], valid: NDArray[np.bool_], *, window: Window, chunk: Chunk, out: NDArray[np.float32]
+    pixels: NDArray[np.float32], valid: NDArray[np.bool_], fill: Fill, *, window: Window, chunk: Chunk, out: NDArray[np.float32]
 ) -> None:
-    """Copy a window into `out` (band, y, x); pixels without observation become the mean of those with one."""
+    """Copy a window into `out` (band, y, x) and fill its pixels without observation."""
     rows, cols = window.rows.within(chunk.padded_rows), window.cols.within(chunk.padded_cols)
     out[...] = pixels[:, rows, cols]
     missing = ~valid[rows, cols]
-    if not missing.any():
-        return
-    np.copyto(out, np.float32(0), where=missing)
-    # A contiguous array of fixed shape: numpy sums it in one order, whatever chunk it was cut from.
-    total = out.reshape(len(out), -1).sum(axis=1, dtype=np.float64)
-    mean = total / np.count_nonzero(~missing)
-    np.copyto(out, mean.astype(np.float32)[:, None, None], where=missing)
+    if missing.any():
+        fill(out, missing)
 
 
 def _add(

@@ -30,10 +30,12 @@ class SegmenterInfo:
     bands : common names it was made for, in the order of the band axis; None: any bands in any order.
     pixel_range : (low, high) of the physical values it expects; (0, 1) is reflectance.
     window_px : side of its windows in pixels where it allows only one; None: any.
+    pixelwise : a pixel's logit depends on that pixel alone; otherwise pixels without observation are filled so that what is
+        beside them looks as if the ground went on.
     shares_image_features : `encode_images` does work that all prompts share.
     deterministic : same input, same bytes, on the same kind of device.
     device : "cpu" or "cuda".
-    fixed_bytes : memory of weights, once per worker.
+    fixed_bytes : memory of weights, once per process: its workers share them.
     pixel_bytes, prompt_pixel_bytes : memory while a batch is worked on, per pixel of its windows, and the same per prompt;
         without the input batch itself and the logits.
     """
@@ -44,6 +46,7 @@ class SegmenterInfo:
     bands: tuple[str, ...] | None = None
     pixel_range: tuple[float, float] = (0.0, 1.0)
     window_px: int | None = None
+    pixelwise: bool = False
     shares_image_features: bool = False
     deterministic: bool = True
     device: str = "cpu"

@@ -69,6 +69,7 @@ class SpectralSegmenter:
             name="spectral",
             algorithm=ALGORITHM,
             digest=_identity(),
+            pixelwise=True,
             shares_image_features=True,
             pixel_bytes=4 * (len(self.bands) + 8),
             prompt_pixel_bytes=8,

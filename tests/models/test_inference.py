@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from eo_batch.core.errors import IntegrityError, ModelError
 from eo_batch.core.grid import Grid, Span, stride_of
 from eo_batch.core.prompts import Prompt, PromptSet
-from eo_batch.models.inference import inference_bytes, probe_segmenter, score_chunk, window_weights
+from eo_batch.models.inference import inference_bytes, mirror_fill, probe_segmenter, score_chunk, window_weights
 from eo_batch.models.probe import WindowMean
 from eo_batch.models.segmenter import SegmenterInfo
 
@@ -130,6 +130,7 @@ def test_blend_equals_a_brute_force_blend_in_float64(window_px, stride_px):
     world = make_world(3, size=420, start=-150)
     grid = grid_of(64, window_px=window_px, stride_px=stride_px, rows=Span(-21, 70), cols=Span(3, 91))
     segmenter = WindowMean(("green", "nir"))
+    object.__setattr__(segmenter, "info", replace(segmenter.info, pixelwise=True))  # missing pixels hold the window's mean
     features = segmenter.encode_prompts(PROMPTS)
     weighted, total = np.zeros((2, 420, 420)), np.zeros((420, 420))
     phase = np.abs((np.arange(window_px) + 0.5) / window_px * 2 - 1)
@@ -153,6 +154,62 @@ def test_blend_equals_a_brute_force_blend_in_float64(window_px, stride_px):
     kept = world.valid[here] & world.inside[here]
     expected = np.where(kept, weighted[:, *here] / np.where(kept, total[here], 1), np.nan)
     np.testing.assert_allclose(score_all(world, grid, segmenter=segmenter), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize(("axis", "observed"), [(0, 30), (1, 25), (0, 47)])
+def test_a_straight_edge_is_mirrored_as_numpy_pads(axis, observed):
+    image = np.random.default_rng(1).random((3, 48, 48), dtype=np.float32)
+    missing = np.zeros((48, 48), bool)
+    seen = [slice(None)] * 3
+    seen[axis + 1] = slice(0, observed)
+    missing[tuple(slice(observed, None) if a == axis else slice(None) for a in range(2))] = True
+    widths = [(0, 0)] * 3
+    widths[axis + 1] = (0, 48 - observed)
+    expected = np.pad(image[tuple(seen)], widths, mode="reflect")
+    image[:, missing] = np.nan
+    mirror_fill(image, missing)
+    assert np.array_equal(image, expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**16), missing=st.floats(0.02, 0.99), height=st.integers(3, 14), width=st.integers(3, 14))
+def test_every_filled_pixel_is_the_mirror_of_a_nearest_observed_one_or_that_one(seed, missing, height, width):
+    rng = np.random.default_rng(seed)
+    gone = rng.random((height, width)) < missing
+    gone[rng.integers(height), rng.integers(width)] = False
+    image = np.arange(2 * height * width, dtype=np.float32).reshape(2, height, width)
+    filled = image.copy()
+    filled[:, gone] = np.nan
+    mirror_fill(filled, gone)
+    assert np.array_equal(filled[:, ~gone], image[:, ~gone])
+    observed = np.argwhere(~gone)
+    for y, x in np.argwhere(gone):
+        squared = ((observed - (y, x)) ** 2).sum(axis=1)
+        allowed = []
+        for qy, qx in observed[squared == squared.min()]:
+            far_y, far_x = 2 * qy - y, 2 * qx - x
+            mirrored = 0 <= far_y < height and 0 <= far_x < width and not gone[far_y, far_x]
+            allowed.append(image[:, far_y, far_x] if mirrored else image[:, qy, qx])
+        assert any(np.array_equal(filled[:, y, x], values) for values in allowed)
+
+
+def test_a_segmenter_that_reads_neighbours_never_sees_a_flat_border():
+    @dataclass(frozen=True)
+    class Watching(WindowMean):
+        seen: list = field(default_factory=list)
+
+        def encode_images(self, images):
+            self.seen.append(images.copy())
+            return super().encode_images(images)
+
+    half = make_world(2, missing=0.0)
+    half.pixels[...] = np.random.default_rng(2).random(half.pixels.shape, dtype=np.float32)
+    half.valid[...] = True
+    half.valid[:, 190 - half.start :] = False
+    segmenter = Watching(("green", "nir"))
+    score_all(half, grid_of(300), segmenter=segmenter)
+    assert min(np.ptp(window[0], axis=(0, 1)) for images in segmenter.seen for window in images) > 0.5
+    assert min(np.ptp(window[0, :, column]) for images in segmenter.seen for window in images for column in (0, -1)) > 0.5
 
 
 def test_nan_marks_exactly_what_is_not_observed_or_not_inside(world, whole):
