@@ -5,7 +5,7 @@ Needs pillow only, so that every run can have one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,12 @@ _KNOWN = {
 _PAPER, _INK, _FAINT = (250, 250, 248), (34, 38, 43), (110, 116, 122)
 _GROUND = (222, 222, 216)
 _MARGIN = 28
+_LEAST_PX = 480
+
+Colour = tuple[int, int, int]
+Entry = tuple[Colour | None, str]
+"""A line of the legend: its colour, None for the hatching of gaps, and its text."""
+GAP: Entry = (None, "no observation")
 
 
 def render_preview(
@@ -56,14 +62,16 @@ def render_preview(
     shapes = {mask.shape for mask in masks.values()} | ({background.shape[:2]} if background is not None else set())
     if not masks or len(shapes) != 1:
         raise ValueError(f"masks and background must have one shape, got {sorted(shapes)}")
-    colours = _colours(tuple(masks))
-    picture = Image.fromarray(_paint(masks, colours, background))
+    colours = colours_of(tuple(masks))
+    picture = Image.fromarray(paint_masks(masks, colours, background))
     height, width = next(iter(shapes))
-    least = 480
-    factor = max(1, -(-least // max(height, width)))
+    factor = enlargement(height, width)
     if factor > 1:
         picture = picture.resize((width * factor, height * factor), Image.Resampling.NEAREST)
-    return _page(picture, masks, colours, title=title, resolution_m=resolution_m / factor if resolution_m else None)
+    entries: list[Entry] = [(colours[text], f"{text}  {found_share(mask)}") for text, mask in masks.items()]
+    if has_gaps(masks):
+        entries.append(GAP)
+    return lay_out_page(picture, entries, title=title, resolution_m=resolution_m / factor if resolution_m else None)
 
 
 def write_preview(
@@ -103,7 +111,17 @@ def true_colour(reflectance: NDArray[np.floating], *, brightest: float = 0.26) -
     return np.rint(255.0 * share ** (1.0 / 1.5)).astype(np.uint8)
 
 
-def _colours(texts: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
+def enlargement(height: int, width: int) -> int:
+    """How many times a picture of this size is enlarged, so that a page can be read."""
+    return max(1, -(-_LEAST_PX // max(height, width)))
+
+
+def has_gaps(masks: Mapping[str, NDArray[np.uint8]]) -> bool:
+    """Some pixel of some mask is not observed or not computed."""
+    return any(bool((mask >= NO_OBSERVATION).any()) for mask in masks.values())
+
+
+def colours_of(texts: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
     """A colour for each prompt: the expected one where there is one, else the next of the palette."""
     free = [c for c in PALETTE if c not in {_KNOWN.get(text) for text in texts}] or list(PALETTE)
     out, used = {}, 0
@@ -118,7 +136,7 @@ def _rgb(code: str) -> tuple[int, int, int]:
     return int(code[1:3], 16), int(code[3:5], 16), int(code[5:7], 16)
 
 
-def _paint(
+def paint_masks(
     masks: Mapping[str, NDArray[np.uint8]], colours: Mapping[str, tuple[int, int, int]], background: NDArray[np.uint8] | None
 ) -> NDArray[np.uint8]:
     """The map itself, uint8 (y, x, 3): later prompts lie over earlier ones; outlines are stronger than areas."""
@@ -144,25 +162,31 @@ def _shrunk(found: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return out
 
 
-def _page(
+def lay_out_page(
     picture: Image.Image,
-    masks: Mapping[str, NDArray[np.uint8]],
-    colours: Mapping[str, tuple[int, int, int]],
+    entries: Sequence[Entry],
     *,
     title: str,
-    resolution_m: float | None,
+    resolution_m: float | None = None,
+    notes: Sequence[str] = (),
 ) -> Image.Image:
-    """The map on paper: title above, legend and scale bar below."""
+    """The picture on paper: title above; legend, notes and scale bar below.
+
+    Parameters
+    ----------
+    entries : (colour, text) of the legend; a colour of None is the hatching of gaps.
+    resolution_m : side of a pixel of `picture` in metres, for the scale bar; no bar where it is None.
+    notes : sentences under the legend, broken into lines of the picture's width.
+    """
     size = max(14, picture.width // 55)
     large, plain, small = (ImageFont.load_default(size=s) for s in (size * 1.6, size, size * 0.85))
-    entries: list[tuple[Any, str]] = [(colours[text], f"{text}  {_share(mask)}") for text, mask in masks.items()]
-    if any((mask >= NO_OBSERVATION).any() for mask in masks.values()):
-        entries.append((None, "no observation"))
+    told = [line for note in notes for line in _broken(note, plain, picture.width)]
     lines = _wrap(entries, plain, picture.width, size)
-    top, foot = int(size * 3.4), int(len(lines) * size * 1.9 + size * (3.6 if resolution_m else 1.2))
+    top = int(size * 3.4)
+    foot = int(len(lines) * size * 1.9 + len(told) * size * 1.4 + size * (3.6 if resolution_m else 1.2))
     page = Image.new("RGB", (picture.width + 2 * _MARGIN, picture.height + top + foot + _MARGIN), _PAPER)
     draw = ImageDraw.Draw(page)
-    draw.text((_MARGIN, top / 2), title, fill=_INK, font=large, anchor="lm")
+    draw.text((_MARGIN, top / 2), _fitting(title, large, picture.width), fill=_INK, font=large, anchor="lm")
     page.paste(picture, (_MARGIN, top))
     draw.rectangle((_MARGIN - 1, top - 1, _MARGIN + picture.width, top + picture.height), outline=_FAINT)
     y = top + picture.height + size * 1.5
@@ -171,22 +195,46 @@ def _page(
             _swatch(draw, page, (_MARGIN + x, int(y - size * 0.5)), size, colour)
             draw.text((_MARGIN + x + size * 1.6, y), text, fill=_INK, font=plain, anchor="lm")
         y += size * 1.9
+    for line in told:
+        draw.text((_MARGIN, y), line, fill=_INK, font=plain, anchor="lm")
+        y += size * 1.4
     if resolution_m:
         _scale_bar(draw, picture.width, int(y), resolution_m, small, size)
     return page
 
 
-def _share(mask: NDArray[np.uint8]) -> str:
+def found_share(mask: NDArray[np.uint8]) -> str:
     """Found share of the observed pixels, as text."""
     observed = int((mask < NO_OBSERVATION).sum())
     return f"{100.0 * float((mask == YES).sum()) / observed:.1f} %" if observed else "not observed"
 
 
-def _wrap(entries: list[Any], font: Any, width: int, size: int) -> list[list[tuple[int, Any, str]]]:
+def _broken(text: str, font: Any, width: int) -> list[str]:
+    """The text in lines of at most `width` pixels, broken between words."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return [_fitting(line, font, width) for line in lines]
+
+
+def _fitting(text: str, font: Any, width: int) -> str:
+    """The text, its end cut off where it is wider than `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    kept = next((n for n in range(len(text), 0, -1) if font.getlength(text[:n] + "...") <= width), 0)
+    return text[:kept] + "..."
+
+
+def _wrap(entries: Sequence[Entry], font: Any, width: int, size: int) -> list[list[tuple[int, Any, str]]]:
     """Legend entries set into lines: (x, colour, text)."""
     lines: list[list[tuple[int, Any, str]]] = [[]]
     x = 0
     for colour, text in entries:
+        text = _fitting(text, font, width - int(size * 1.6))
         wide = int(size * 1.6 + font.getlength(text))
         if lines[-1] and x + wide > width:
             lines.append([])

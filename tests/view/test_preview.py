@@ -55,9 +55,9 @@ def test_the_background_shows_where_nothing_is_found() -> None:
 
 
 def test_every_prompt_has_its_own_colour() -> None:
-    from eo_batch.view.preview import _colours
+    from eo_batch.view.preview import colours_of
 
-    colours = _colours(("water", "wind turbine", "snow", "solar panel", "car", "tree"))
+    colours = colours_of(("water", "wind turbine", "snow", "solar panel", "car", "tree"))
     assert len(set(colours.values())) == 6
 
 
