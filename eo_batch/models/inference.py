@@ -94,6 +94,30 @@ def score_chunk(
     return logits
 
 
+def score_image(
+    segmenter: Segmenter, prompt_features: Any, *, pixels: NDArray[np.float32], valid: NDArray[np.bool_], prompts: int, where: str
+) -> NDArray[np.float32]:
+    """Logits of an image shown as one window, square or not, float32 (prompt, y, x); NaN where not `valid`.
+
+    Parameters
+    ----------
+    pixels : float32 (band, y, x), finite where `valid`.
+    valid : bool (y, x), True somewhere; other pixels are filled as in `score_chunk`.
+
+    Raises
+    ------
+    ModelError : `model-shape`, `model-not-finite`, `model-oom`.
+    """
+    images = pixels[None]
+    if not valid.all():
+        images = images.copy()
+        (mean_fill if segmenter.info.pixelwise else mirror_fill)(images[0], ~valid)
+    logits = _ask(segmenter, images, prompt_features, prompts=prompts, where=where)[0]
+    if not np.isfinite(logits).all():
+        raise _not_finite(logits, where=where)
+    return logits if valid.all() else np.where(valid, logits, np.float32(np.nan))
+
+
 def mirror_fill(image: NDArray[np.float32], missing: NDArray[np.bool_]) -> None:
     """Fill `missing` pixels of a window with its observed ones, mirrored at the nearest of them; changes `image`.
 

@@ -30,6 +30,8 @@ class SegmenterInfo:
     bands : common names it was made for, in the order of the band axis; None: any bands in any order.
     pixel_range : (low, high) of the physical values it expects; (0, 1) is reflectance.
     window_px : side of its windows in pixels where it allows only one; None: any.
+    network_px : side in pixels to which it resizes every window, square or not, before it looks; None: it looks at windows as
+        they are.
     pixelwise : a pixel's logit depends on that pixel alone; otherwise pixels without observation are filled so that what is
         beside them looks as if the ground went on.
     shares_image_features : `encode_images` does work that all prompts share.
@@ -46,6 +48,7 @@ class SegmenterInfo:
     bands: tuple[str, ...] | None = None
     pixel_range: tuple[float, float] = (0.0, 1.0)
     window_px: int | None = None
+    network_px: int | None = None
     pixelwise: bool = False
     shares_image_features: bool = False
     deterministic: bool = True

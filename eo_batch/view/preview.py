@@ -195,8 +195,8 @@ def lay_out_page(
             _swatch(draw, page, (_MARGIN + x, int(y - size * 0.5)), size, colour)
             draw.text((_MARGIN + x + size * 1.6, y), text, fill=_INK, font=plain, anchor="lm")
         y += size * 1.9
-    for line in told:
-        draw.text((_MARGIN, y), line, fill=_INK, font=plain, anchor="lm")
+    for sentence in told:
+        draw.text((_MARGIN, y), sentence, fill=_INK, font=plain, anchor="lm")
         y += size * 1.4
     if resolution_m:
         _scale_bar(draw, picture.width, int(y), resolution_m, small, size)
