@@ -1,0 +1,264 @@
+"""One image and a few prompts through any segmenter: scores, masks, and what they mean.
+
+The image is shown either whole, as RemoteSAM does it (the network resizes it to its own side, whatever the aspect ratio), or
+in windows of its own pixels, blended on the lattice as in a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from eo_batch.core.errors import ConfigError, ResourceError
+from eo_batch.core.grid import Grid, Span, stride_of
+from eo_batch.core.prompts import Prompt, PromptSet, normalise_text
+from eo_batch.core.spec import ModelSpec
+from eo_batch.models.inference import score_chunk, score_image
+from eo_batch.models.registry import load_segmenter
+from eo_batch.models.segmenter import Segmenter, SegmenterInfo
+from eo_batch.products.rules import TaskRules
+from eo_batch.run.events import Event, Listener, silent
+from eo_batch.run.image_answer import ImageAnswer
+from eo_batch.sources.picture import MAX_PIXELS, Picture, picture_of, read_picture
+
+Fit = Literal["auto", "whole", "windows"]
+WHOLE_UP_TO = 2
+"""With `fit = "auto"`, an image is shown whole while its longer side is at most so many times the side the network works at."""
+USED_OF_FREE = 0.8
+"""Share of the free memory that an image may take."""
+_RULES = TaskRules()
+
+
+def segment_image(
+    image: str | Path | NDArray[np.uint8] | Picture,
+    prompts: str | Sequence[str] | PromptSet,
+    *,
+    model: str | ModelSpec | Segmenter = "spectral",
+    fit: Fit = "auto",
+    threshold: float = 0.5,
+    rules: TaskRules = _RULES,
+    contour: NDArray[np.floating] | None = None,
+    bands: Sequence[str] = (),
+    low: float | None = None,
+    high: float | None = None,
+    max_pixels: int = MAX_PIXELS,
+    listener: Listener = silent,
+) -> ImageAnswer:
+    """What the prompts find in one image.
+
+    Parameters
+    ----------
+    image : path of a PNG, JPEG or GeoTIFF; an array, uint8 (y, x, 3) red, green, blue; or a `Picture`.
+    prompts : class words or sentences, as the segmenter understands them.
+    model : name of a segmenter, its `ModelSpec` (window, overlap, batch, options), or a loaded one.
+    fit : "whole": the image is one window, which the network resizes to its own side; "windows": windows of the image's own
+        pixels, blended; "auto": whole while the longer side is at most twice the network's.
+    threshold : a pixel counts as found if its score is above this.
+    rules : how masks become boxes, labels and sentences.
+    contour : float (y, x), how likely an outline runs through each pixel; parts touching objects.
+    bands, low, high, max_pixels : as in `read_picture`.
+    listener : told of progress.
+
+    Raises
+    ------
+    AssetError : the image cannot be read. ConfigError : prompts, bands, stretch or model cannot be served.
+    ModelError : the segmenter fails. ResourceError : `plan-too-big`: the answer would not fit in memory.
+    """
+    wanted = prompts if isinstance(prompts, PromptSet) else prompt_set(prompts, threshold=threshold)
+    picture = _picture(image, bands=bands, low=low, high=high, max_pixels=max_pixels)
+    if contour is not None and contour.shape != picture.shape:
+        raise ConfigError("config-invalid", f"the contour map is {contour.shape}, the image {picture.shape}", where="contour")
+    spec, segmenter = load(model, picture.bands)
+    side = side_of(segmenter.info, spec)
+    whole = is_whole(fit, picture.shape, side, segmenter.info)
+    check_memory(picture, segmenter.info, prompts=len(wanted), side=side, spec=spec, whole=whole)
+    listener(Event("start", f"encoding {len(wanted)} prompts"))
+    features = segmenter.encode_prompts(wanted)
+    if not picture.valid.any():
+        logits = np.full((len(wanted), *picture.shape), np.nan, np.float32)
+    elif whole:
+        listener(Event("window", f"the whole image, {len(wanted)} prompts", total=1))
+        logits = score_image(
+            segmenter, features, pixels=picture.pixels, valid=picture.valid, prompts=len(wanted), where=picture.name
+        )
+    else:
+        logits = _score_windows(segmenter, features, picture, prompts=len(wanted), spec=spec, side=side, listener=listener)
+    scores, masks = decide_scores(logits, wanted)
+    return ImageAnswer(
+        picture,
+        wanted,
+        scores,
+        masks,
+        rules=rules,
+        contour=contour,
+        fit="whole" if whole else "windows",
+        window_px=None if whole else side,
+        model=segmenter.info.name,
+        model_digest=segmenter.info.digest,
+    )
+
+
+def prompt_set(texts: str | Sequence[str], *, threshold: float = 0.5) -> PromptSet:
+    """The prompts, normalised, in order.
+
+    Raises
+    ------
+    ConfigError : `prompt-invalid`: none, an empty one, the same one twice; `config-invalid`: a threshold that is none.
+    """
+    if not 0 < threshold < 1:
+        raise ConfigError("config-invalid", f"threshold {threshold:g} is not between 0 and 1", where="threshold")
+    some = [texts] if isinstance(texts, str) else list(texts)
+    return PromptSet(tuple(Prompt(normalise_text(text, number=n), threshold) for n, text in enumerate(some, 1)))
+
+
+def load(model: str | ModelSpec | Segmenter, bands: Sequence[str]) -> tuple[ModelSpec, Segmenter]:
+    """A segmenter for `bands`, and the `[model]` table that names it."""
+    if isinstance(model, str):
+        model = ModelSpec(name=model, batch=1)
+    if isinstance(model, ModelSpec):
+        return model, load_segmenter(model, bands)
+    return ModelSpec(name=model.info.name, window_px=model.info.window_px or 512, batch=1), model
+
+
+def side_of(info: SegmenterInfo, spec: ModelSpec) -> int:
+    """Side of the windows in pixels: as `[model]` says; else the one that the network works at."""
+    return spec.window_px if "window_px" in spec.model_fields_set else info.window_px or info.network_px or spec.window_px
+
+
+def is_whole(fit: str, shape: tuple[int, int], side: int, info: SegmenterInfo) -> bool:
+    """The image is shown as one window.
+
+    Raises
+    ------
+    ConfigError : `config-invalid`: an unknown `fit`, or the segmenter takes no window of this shape.
+    """
+    if fit not in get_args(Fit):
+        raise ConfigError("config-invalid", f'unknown fit "{fit}"', where="fit", fix=f"Known: {', '.join(get_args(Fit))}.")
+    possible = info.window_px is None or shape == (info.window_px, info.window_px)
+    if fit == "whole" and not possible:
+        raise ConfigError(
+            "config-invalid",
+            f'segmenter "{info.name}" takes windows of {info.window_px} px only, not an image of {shape[1]} x {shape[0]}',
+            where="fit",
+            fix='Use fit "windows".',
+        )
+    return fit == "whole" or (fit == "auto" and possible and max(shape) <= WHOLE_UP_TO * (info.network_px or side))
+
+
+def decide_scores(logits: NDArray[np.float32], prompts: PromptSet) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Scores float32 (prompt, y, x), the logistic function of the logits, and masks bool (prompt, y, x): score above threshold.
+
+    Masks are told from the logits: for a threshold of 0.5, logit > 0, which is upstream's argmax with ties to the background.
+    Where the logit is NaN (not observed), so is the score, and the mask is False.
+    """
+    with np.errstate(over="ignore"):
+        scores = (1 / (1 + np.exp(-logits))).astype(np.float32, copy=False)
+    least = np.array([np.log(p.threshold / (1 - p.threshold)) for p in prompts], np.float32)
+    return scores, logits > least[:, None, None]
+
+
+def image_grid(shape: tuple[int, int], *, window_px: int, overlap: float) -> Grid:
+    """Lattice for an image, in pixel units: one chunk, and its first pixel where no window reaches that sees only a strip of it.
+
+    The first windows begin with the part that earlier windows would overlap outside the image, so nothing is seen of it.
+    """
+    stride = stride_of(window_px, overlap)
+    margin = window_px - stride
+    rows, cols = (Span(margin, margin + side) for side in shape)
+    return Grid("", 1.0, rows, cols, max(shape), window_px, stride)
+
+
+def check_memory(picture: Picture, info: SegmenterInfo, *, prompts: int, side: int, spec: ModelSpec, whole: bool) -> None:
+    """Refuse an image whose answer would not fit in memory.
+
+    Raises
+    ------
+    ResourceError : `plan-too-big`.
+    """
+    pixels = picture.valid.size
+    call = info.memory_bytes(bands=len(picture.bands), prompts=prompts, window_px=side, batch=1 if whole else spec.batch)
+    if whole and info.network_px is None:
+        call = info.memory_bytes(bands=len(picture.bands), prompts=prompts, window_px=int(np.sqrt(pixels)) + 1, batch=1)
+    needed = call + pixels * (2 * picture.pixels.itemsize * len(picture.bands) + 13 * prompts)
+    free = psutil.virtual_memory().available
+    if needed > USED_OF_FREE * free:
+        raise ResourceError(
+            "plan-too-big",
+            f"{prompts} prompts on {picture.shape[1]:,} x {picture.shape[0]:,} px take about {needed / 1e9:.1f} GB of memory",
+            where=picture.name,
+            why=f"{free / 1e9:.1f} GB are free",
+            fix="Ask fewer prompts at once, cut the image, or map it as a run.",
+        )
+
+
+def _picture(image: Any, **options: Any) -> Picture:
+    if isinstance(image, Picture):
+        return image
+    return read_picture(image, **options) if isinstance(image, str | Path) else picture_of(image)
+
+
+def _score_windows(
+    segmenter: Segmenter,
+    features: Any,
+    picture: Picture,
+    *,
+    prompts: int,
+    spec: ModelSpec,
+    side: int,
+    listener: Listener,
+) -> NDArray[np.float32]:
+    """Blended logits, float32 (prompt, y, x)."""
+    grid = image_grid(picture.shape, window_px=side, overlap=spec.overlap)
+    chunk = grid.chunk(0, 0, 0)
+    pixels = np.zeros((len(picture.bands), *chunk.padded_shape), np.float32)
+    valid = np.zeros(chunk.padded_shape, bool)
+    rows, cols = chunk.rows.within(chunk.padded_rows), chunk.cols.within(chunk.padded_cols)
+    pixels[:, rows, cols], valid[rows, cols] = picture.pixels, picture.valid
+    total = len(grid.windows(chunk))
+    counted = _Counted(segmenter, lambda done: _tell(listener, min(done * spec.batch, total), total))
+    return score_chunk(
+        counted,
+        features,
+        pixels=pixels,
+        valid=valid,
+        inside=np.ones(chunk.shape, bool),
+        grid=grid,
+        chunk=chunk,
+        prompts=prompts,
+        batch=spec.batch,
+    )
+
+
+def _tell(listener: Listener, done: int, total: int) -> None:
+    listener(Event("window", f"{done} of {total} windows", done=done, total=total))
+
+
+@dataclass
+class _Counted:
+    """A segmenter that says after each batch how many it has answered."""
+
+    segmenter: Segmenter
+    tell: Callable[[int], None]
+    answered: int = 0
+
+    @property
+    def info(self) -> SegmenterInfo:
+        return self.segmenter.info
+
+    def encode_prompts(self, prompts: PromptSet) -> Any:
+        return self.segmenter.encode_prompts(prompts)
+
+    def encode_images(self, images: NDArray[np.float32]) -> Any:
+        return self.segmenter.encode_images(images)
+
+    def decode(self, image_features: Any, prompt_features: Any) -> NDArray[np.float32]:
+        logits = self.segmenter.decode(image_features, prompt_features)
+        self.answered += 1
+        self.tell(self.answered)
+        return logits
