@@ -1,0 +1,334 @@
+"""Published weights come onto this machine: asked of the hub once, resumable, checked by sha256, converted, kept.
+
+Requests go through huggingface_hub: its endpoint (`HF_ENDPOINT`), token, client and offline switch, and what its cache
+holds already. The bytes are streamed by our own loop: the library (2.4) begins a file again after an interruption, here
+the missing bytes alone are asked for, never more than the table announces, and the hash is made while they come.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from eo_batch.core.errors import ConfigError, ModelError, PolicyError
+from eo_batch.core.hrefs import redact
+from eo_batch.models.checkpoints import Architecture, Listener, convert_checkpoint, find_architecture
+from eo_batch.models.disk import check_space, disk_error, sync_folder
+from eo_batch.models.hub_client import discreet, hub_endpoint, is_offline, transport_errors
+from eo_batch.models.published import PublishedFile, published_files
+from eo_batch.models.weights import READ_BYTES, SUFFIX, WeightFiles, find_weights, need_libraries, read_metadata, weights_folder
+from eo_batch.version import __version__
+
+TRIES = 5
+"""So many failures in a row without a new byte, then we give up."""
+LONGEST_WAIT_S = 60.0
+TIMEOUT_S = 30.0
+FOR_GOOD = (400, 401, 403, 404, 410, 451)
+"""Answers that asking again does not change."""
+
+
+def fetch(
+    name: str,
+    *,
+    files: tuple[PublishedFile, ...] | None = None,
+    architecture: Architecture | None = None,
+    folder: Path | None = None,
+    listener: Listener | None = None,
+    wait: Callable[[float], None] = time.sleep,
+) -> WeightFiles:
+    """Weights `name`, ready to use; what is in the weights folder already is checked, not asked for again.
+
+    Parameters
+    ----------
+    name : one of `published_names()`.
+    files, architecture : instead of the published ones.
+    folder : instead of `weights_folder() / name`.
+    listener : told what is done, in bytes.
+    wait : how seconds pass between tries.
+
+    Raises
+    ------
+    ConfigError : `config-invalid`: unknown name, bad `HF_ENDPOINT`, another fetch is at work in this folder.
+    ModelError : `weights-missing`: offline and not here; `weights-unreachable`: the hub does not give the file;
+        `model-load`: it cannot be converted.
+    PolicyError : `weights-hash`: not the pinned file (what was loaded is removed); `weights-unsafe`.
+    StoreError : `disk-full`, `store-denied`, `store-unreachable`.
+    """
+    need_libraries("torch", "safetensors", "huggingface_hub")
+    files = published_files(name) if files is None else files
+    architecture = find_architecture(name) if architecture is None else architecture
+    folder = weights_folder() / name if folder is None else folder
+    target = folder / f"{name}{SUFFIX}"
+    hub = _Hub(hub_endpoint(), listener or (lambda what, done, total: None), wait)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder), discreet():
+            for file in sorted(files, key=lambda file: file.is_checkpoint):  # the small ones first
+                if not file.is_checkpoint:
+                    _keep(file, folder / file.keep_as, hub)
+                elif not _is_made_from(target, file):
+                    _convert(file, target, architecture, hub)
+    except OSError as error:
+        raise disk_error(error, folder) from None
+    return find_weights(target, architecture=architecture.name)
+
+
+def is_fetched(name: str) -> bool:
+    """Nothing would be downloaded for `name`."""
+    folder = weights_folder() / name
+    return all(
+        _is_made_from(folder / f"{name}{SUFFIX}", file) if file.is_checkpoint else (folder / file.keep_as).is_file()
+        for file in published_files(name)
+    )
+
+
+@dataclass(frozen=True)
+class _Hub:
+    """How to ask."""
+
+    endpoint: str
+    listener: Listener
+    wait: Callable[[float], None]
+
+
+class _Again(Exception):
+    """This try failed, the next may not."""
+
+    def __init__(self, why: str, *, after_s: float = 0.0) -> None:
+        super().__init__(why)
+        self.after_s = after_s
+
+
+class _Partial:
+    """What is here of a file that is being downloaded, and its sha256; a context manager."""
+
+    def __init__(self, path: Path, file: PublishedFile, listener: Listener) -> None:
+        self._file, self._listener = file, listener
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        self._out = os.fdopen(descriptor, "r+b")
+        self._hash = sha256()
+        if os.fstat(descriptor).st_size > file.bytes:
+            self._out.truncate(0)
+        while piece := self._out.read(READ_BYTES):
+            self._count("checking", piece)
+
+    def __enter__(self) -> _Partial:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._out.close()
+
+    @property
+    def size(self) -> int:
+        """Bytes that are here."""
+        return self._out.tell()
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal digest of them."""
+        return self._hash.hexdigest()
+
+    def restart(self) -> None:
+        """Throw away what is here."""
+        self._out.seek(0)
+        self._out.truncate()
+        self._hash = sha256()
+
+    def write(self, piece: bytes) -> None:
+        """Append; never more than the file has."""
+        if self.size + len(piece) > self._file.bytes:
+            raise _wrong(self._file, f"the hub sends more than {self._file.bytes:,} bytes")
+        self._out.write(piece)
+        self._count("downloading", piece)
+
+    def sync(self) -> None:
+        """Let the bytes survive a power cut."""
+        self._out.flush()
+        os.fsync(self._out.fileno())
+
+    def _count(self, what: str, piece: bytes) -> None:
+        self._hash.update(piece)
+        self._listener(f"{what} {self._file.local_name}", self.size, self._file.bytes)
+
+
+def _keep(file: PublishedFile, place: Path, hub: _Hub) -> None:
+    """A file that is used as it is."""
+    if not _is_file(place, file, hub):
+        _download(file, place, hub)
+
+
+def _convert(file: PublishedFile, target: Path, architecture: Architecture, hub: _Hub) -> None:
+    """A checkpoint becomes `target`; what was downloaded for it is removed."""
+    own = target.with_name(file.local_name)
+    source = _in_library_cache(file, hub)
+    if source is None:
+        source = own
+        if not _is_file(own, file, hub):
+            _download(file, own, hub)
+    convert_checkpoint(source, target, architecture=architecture, source_sha256=file.sha256, replaces=True, listener=hub.listener)
+    own.unlink(missing_ok=True)
+
+
+def _is_made_from(target: Path, file: PublishedFile) -> bool:
+    try:
+        return target.is_file() and read_metadata(target).get("source_sha256") == file.sha256
+    except ModelError:  # damaged: it is made again
+        return False
+
+
+def _is_file(path: Path, file: PublishedFile, hub: _Hub) -> bool:
+    """`path` is the pinned file, byte for byte."""
+    if not path.is_file() or path.stat().st_size != file.bytes:
+        return False
+    made, done = sha256(), 0
+    with path.open("rb") as opened:
+        while piece := opened.read(READ_BYTES):
+            made.update(piece)
+            done += len(piece)
+            hub.listener(f"checking {file.local_name}", done, file.bytes)
+    return made.hexdigest() == file.sha256
+
+
+def _in_library_cache(file: PublishedFile, hub: _Hub) -> Path | None:
+    """The file in the cache of huggingface_hub, if it is the pinned one."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(file.repo, file.filename, revision=file.revision)
+    path = Path(found) if isinstance(found, str) else None
+    return path if path is not None and _is_file(path, file, hub) else None
+
+
+def _download(file: PublishedFile, place: Path, hub: _Hub) -> None:
+    """`file` at `place`, checked; an interrupted download goes on where it ended."""
+    if is_offline():
+        what = "is not on this machine, and HF_HUB_OFFLINE forbids to ask the hub"
+        fix = "Unset HF_HUB_OFFLINE, or copy the weights folder from a machine that has them."
+        raise ModelError("weights-missing", what, where=_where(file), fix=fix)
+    path = place.with_name(f"{place.name}.partial")
+    check_space(place.parent, file.bytes - (path.stat().st_size if path.exists() else 0))
+    _patiently(file, hub, lambda: _check_announcement(file, hub), gained=lambda: 0)
+    with _Partial(path, file, hub.listener) as partial:
+        _patiently(file, hub, lambda: _stream(file, partial, hub), gained=lambda: partial.size)
+        partial.sync()
+        found = partial.sha256
+    if found != file.sha256:
+        path.unlink()
+        raise _wrong(file, f"its sha256 is {found[:16]}..., not {file.sha256[:16]}...; what was loaded is removed")
+    os.replace(path, place)
+    sync_folder(place.parent)
+
+
+def _patiently(file: PublishedFile, hub: _Hub, attempt: Callable[[], None], *, gained: Callable[[], int]) -> None:
+    """Try until it works, or until it fails `TRIES` times in a row without gaining."""
+    failures, best = 0, gained()
+    while True:
+        try:
+            return attempt()
+        except _Again as again:
+            failures, best = (1, gained()) if gained() > best else (failures + 1, best)
+            if failures >= TRIES:
+                raise _unreachable(file, hub, str(again)) from None
+            hub.wait(min(max(again.after_s, 2.0 ** (failures - 1)), LONGEST_WAIT_S))
+
+
+def _check_announcement(file: PublishedFile, hub: _Hub) -> None:
+    """Ask what the hub would send: another file is refused before its first byte."""
+    from huggingface_hub import get_hf_file_metadata
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        said = get_hf_file_metadata(
+            _url(file, hub), timeout=TIMEOUT_S, library_name="eo-batch", library_version=__version__, endpoint=hub.endpoint
+        )
+    except HfHubHTTPError as error:
+        raise _refusal(file, hub, error.response.status_code, error.response.headers) from None
+    except transport_errors() as error:
+        raise _Again(_said(error)) from None
+    if said.size is not None and said.size != file.bytes:
+        raise _wrong(file, f"the hub announces {said.size:,} bytes, not {file.bytes:,}")
+    etag = (said.etag or "").lower()
+    if len(etag) == len(file.sha256) and etag != file.sha256:  # the hub names large files by their sha256
+        raise _wrong(file, f"the hub announces sha256 {etag[:16]!r}, not {file.sha256[:16]!r}")
+
+
+def _stream(file: PublishedFile, partial: _Partial, hub: _Hub) -> None:
+    """One request for the bytes that are missing."""
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import build_hf_headers
+
+    start = partial.size
+    if start == file.bytes:
+        return
+    headers = build_hf_headers(library_name="eo-batch", library_version=__version__, headers={"Accept-Encoding": "identity"})
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    try:
+        with get_session().stream("GET", _url(file, hub), headers=headers, timeout=TIMEOUT_S, follow_redirects=True) as answer:
+            is_rest = answer.status_code == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+            if answer.status_code not in (200, 206, 416):
+                raise _refusal(file, hub, answer.status_code, answer.headers)
+            if not is_rest:  # the whole file, or a part that was not asked for
+                partial.restart()
+                if answer.status_code != 200:
+                    raise _Again("the hub sends another part of the file than was asked for")
+            for piece in answer.iter_bytes(READ_BYTES):
+                partial.write(piece)
+    except transport_errors() as error:
+        raise _Again(_said(error)) from None
+    if partial.size < file.bytes:
+        raise _Again("the connection ended early")
+
+
+def _refusal(file: PublishedFile, hub: _Hub, status: int, headers: Mapping[str, str]) -> Exception:
+    if status in FOR_GOOD:
+        return _unreachable(file, hub, f"HTTP {status}")
+    after = headers.get("Retry-After", "")
+    return _Again(f"HTTP {status}", after_s=float(after) if after.isdecimal() and len(after) < 6 else 0.0)
+
+
+def _url(file: PublishedFile, hub: _Hub) -> str:
+    from huggingface_hub import hf_hub_url
+
+    url: str = hf_hub_url(file.repo, file.filename, revision=file.revision, endpoint=hub.endpoint)
+    return url
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One fetch per folder at a time; the lock goes with its process."""
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            what, fix = "another fetch is at work here", "Wait until it has ended."
+            raise ConfigError("config-invalid", what, where=str(folder), fix=fix) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _where(file: PublishedFile) -> str:
+    return f"{file.repo}/{file.filename} at {file.revision[:12]}"
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {redact(' '.join(str(error).split()))[:150]}".rstrip(": ")
+
+
+def _unreachable(file: PublishedFile, hub: _Hub, why: str) -> ModelError:
+    host = urlsplit(hub.endpoint).hostname
+    fix = "Run the same command again: what is here already is kept. HF_ENDPOINT names another hub, HF_TOKEN an account."
+    return ModelError("weights-unreachable", f"{host} does not give this file", where=_where(file), why=why, fix=fix)
+
+
+def _wrong(file: PublishedFile, why: str) -> PolicyError:
+    fix = "It is never used. Check HF_ENDPOINT and proxies, then run the same command again."
+    return PolicyError("weights-hash", "is not the file that eo-batch knows", where=_where(file), why=why, fix=fix)

@@ -1,0 +1,78 @@
+"""How huggingface_hub is used: where its hub is, whether it may be asked, what it raises, and what it must not tell."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+from eo_batch.core.errors import ConfigError
+from eo_batch.core.hrefs import redact
+
+HUB = "https://huggingface.co"
+LIBRARIES = ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2")
+"""Whose loggers may be told addresses."""
+
+
+def hub_endpoint() -> str:
+    """Where the hub is: `HF_ENDPOINT`, else the public one.
+
+    Raises
+    ------
+    ConfigError : `config-invalid`: no address.
+    """
+    endpoint = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
+    try:
+        parts = urlsplit(endpoint)
+        is_plain = parts.scheme in ("http", "https") and bool(parts.hostname) and not parts.query and not parts.fragment
+        _ = parts.port  # raises where it is no number
+    except ValueError:
+        is_plain = False
+    if not is_plain:
+        fix = "Set HF_ENDPOINT to an address like https://hub.example.org, or unset it."
+        raise ConfigError("config-invalid", "is no address of a hub", where="HF_ENDPOINT", fix=fix)
+    return endpoint
+
+
+def is_offline() -> bool:
+    """`HF_HUB_OFFLINE` (or `TRANSFORMERS_OFFLINE`) forbids every request."""
+    from huggingface_hub import constants
+
+    said = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return constants.HF_HUB_OFFLINE or said.upper() in constants.ENV_VARS_TRUE_VALUES
+
+
+def transport_errors() -> tuple[type[Exception], ...]:
+    """What the client of huggingface_hub raises when the network fails; which library that is depends on its version."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return tuple(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError" and issubclass(kind, Exception))
+
+
+class _Redacted(logging.Filter):
+    """Lets every record pass, without query strings and tokens."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args, record.exc_info = redact(record.getMessage()), (), None
+        return True
+
+
+@contextmanager
+def discreet() -> Iterator[None]:
+    """Nothing about this machine is told to the hub, and no signed address to a log."""
+    from huggingface_hub import constants, get_session
+
+    get_session()
+    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in LIBRARIES]
+    quiet, before = _Redacted(), constants.HF_HUB_DISABLE_TELEMETRY
+    for name in names:
+        logging.getLogger(name).addFilter(quiet)
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_TELEMETRY = before
+        for name in names:
+            logging.getLogger(name).removeFilter(quiet)
