@@ -104,6 +104,7 @@ class ModelError(EoBatchError):
         "model-oom": 7,
         "model-load": 2,
         "weights-missing": 2,
+        "model-input": 2,
         "weights-unreachable": 4,
     }
 

@@ -77,6 +77,15 @@ BUILT_IN: Mapping[str, SegmenterEntry] = MappingProxyType(
                 "eo_batch.models.spectral:load_spectral",
             ),
             SegmenterEntry(
+                "remotesam",
+                "a network that answers words and sentences about colour pictures (arXiv 2505.18022)",
+                "not stated upstream",
+                "built in",
+                "eo_batch.models.remotesam.segmenter:load_remotesam",
+                ("torch", "transformers", "safetensors"),
+                "models",
+            ),
+            SegmenterEntry(
                 "window-mean",
                 "for tests and benchmarks: knows nothing, shows every seam; any prompt",
                 "none needed",

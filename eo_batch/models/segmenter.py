@@ -107,6 +107,20 @@ class Explainer(Protocol):
         ...
 
 
+@runtime_checkable
+class Warner(Protocol):
+    """A segmenter that knows which prompts may not mean what their author thinks."""
+
+    def warnings(self, prompts: PromptSet) -> tuple[str, ...]:
+        """Lines for people, in the order of the prompts; none where nothing is amiss."""
+        ...
+
+
+def prompt_warnings(segmenter: Segmenter, prompts: PromptSet) -> tuple[str, ...]:
+    """What an author should know before a run; empty where the segmenter has nothing to say."""
+    return segmenter.warnings(prompts) if isinstance(segmenter, Warner) else ()
+
+
 def explain_prompts(segmenter: Segmenter, prompts: PromptSet) -> tuple[str, ...]:
     """One line per prompt saying how it will be answered; empty where the segmenter cannot say."""
     return segmenter.explain(prompts) if isinstance(segmenter, Explainer) else ()

@@ -40,8 +40,8 @@ GOOD = """
 """
 
 
-@pytest.mark.parametrize("name", sorted(BUILT_IN))
-def test_every_built_in_segmenter_loads(name):
+@pytest.mark.parametrize("name", ["spectral", "window-mean"])
+def test_every_built_in_segmenter_without_weights_loads(name):
     segmenter = load_segmenter(ModelSpec(name=name), ["green", "nir"])
     assert isinstance(segmenter, Segmenter)
     assert segmenter.info.name == name

@@ -1,0 +1,280 @@
+"""RemoteSAM in a run: windows in, one logit per pixel and prompt out.
+
+A window becomes an 8-bit picture by one fixed recipe (`stretch`), a prompt becomes a sentence (`templates`), the network answers
+with two numbers per pixel, and their difference is the logit: 0 where its authors' argmax changes sides.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eo_batch.core.digest import digest
+from eo_batch.core.errors import ConfigError, ModelError
+from eo_batch.core.prompts import PromptSet
+from eo_batch.core.spec import ModelSpec
+from eo_batch.models.remotesam.phrases import find_positions
+from eo_batch.models.remotesam.stretch import Stretch, nearest_positions, prepare, stretch_of
+from eo_batch.models.remotesam.templates import CLASS_TEMPLATE, Question, Wording
+from eo_batch.models.remotesam.tokens import TokenisedText, Tokenizer
+from eo_batch.models.segmenter import SegmenterInfo, band_names
+
+if TYPE_CHECKING:
+    from eo_batch.models.remotesam.engine import Engine
+    from eo_batch.models.remotesam.network import ImageFeatures, PromptFeatures
+
+ALGORITHM = "remotesam/1"
+"""Raise the number when the same window and prompt give another answer; options are in the digest anyway."""
+BANDS = ("red", "green", "blue")
+WEIGHTS = "remotesam"
+"""Published weights that are used where the options name none."""
+PRECISIONS = ("float32", "bfloat16", "float16")
+MOST_THREADS = 256
+
+
+@dataclass(frozen=True)
+class RemoteSAMImages:
+    """A batch of windows.
+
+    Parameters
+    ----------
+    features : of each distinct window.
+    places : for each window of the batch, its place in `features`: the last batch of a chunk repeats a window.
+    shape_yx : of the windows as they came.
+    """
+
+    features: tuple[ImageFeatures, ...]
+    places: tuple[int, ...]
+    shape_yx: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class RemoteSAMSegmenter:
+    """The protocol `Segmenter` around the network.
+
+    Parameters
+    ----------
+    engine : the network, shared with other segmenters of this process.
+    tokenizer, wording, stretch : how prompts and pixels become what the network reads.
+    threads : of one call on a CPU; decides the order of sums, so part of the identity.
+    sha256 : of the weights.
+    """
+
+    engine: Engine
+    tokenizer: Tokenizer
+    wording: Wording
+    stretch: Stretch
+    threads: int
+    sha256: str
+    info: SegmenterInfo = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "info", _info(self))
+
+    def encode_prompts(self, prompts: PromptSet) -> tuple[PromptFeatures, ...]:
+        """Text features and the fusions' keys and values of each prompt, in order.
+
+        Raises
+        ------
+        ConfigError : `prompt-invalid`: a prompt without a word.
+        """
+        return tuple(self._encode(text) for text in prompts.texts)
+
+    def encode_images(self, images: NDArray[np.float32]) -> RemoteSAMImages:
+        """What no prompt changes: picture, patch embedding, first stage; float32 (n, 3, h, w), any h and w.
+
+        Raises
+        ------
+        ModelError : `model-input`, `model-oom`.
+        """
+        import torch
+
+        engine, side = self.engine, self.engine.network.config.window_px
+        distinct: dict[bytes, int] = {}
+        features: list[ImageFeatures] = []
+        places = []
+        for picture in self.stretch.rgb(images):
+            key = picture.tobytes()
+            if key not in distinct:
+                distinct[key] = len(features)
+                pixels = torch.from_numpy(prepare(picture, side))[None]
+                with engine.computing(self.threads, f"windows of {side} px"):
+                    features.append(engine.network.encode_windows(pixels.to(engine.device, engine.dtype)))
+            places.append(distinct[key])
+        return RemoteSAMImages(tuple(features), tuple(places), (images.shape[2], images.shape[3]))
+
+    def decode(self, image_features: RemoteSAMImages, prompt_features: tuple[PromptFeatures, ...]) -> NDArray[np.float32]:
+        """Logits, float32 (n, prompt, h, w): foreground minus background, one window and prompt at a time.
+
+        Raises
+        ------
+        ModelError : `model-oom`.
+        """
+        engine, (h, w) = self.engine, image_features.shape_yx
+        side = engine.network.config.window_px
+        cells = np.ix_(nearest_positions(h, side), nearest_positions(w, side))
+        distinct = np.empty((len(image_features.features), len(prompt_features), h, w), np.float32)
+        for window, answers in zip(image_features.features, distinct, strict=True):
+            for prompt, answer in zip(prompt_features, answers, strict=True):
+                with engine.computing(self.threads, f"a window of {side} px and a prompt"):
+                    background, foreground = engine.network.decode(window, prompt)[0, 0]
+                    logits = (foreground - background).cpu().numpy()
+                answer[...] = logits[cells]
+        return distinct[list(image_features.places)]
+
+    def explain(self, prompts: PromptSet) -> tuple[str, ...]:
+        """The sentence and the word pieces that each prompt is asked with, one line per prompt."""
+        return tuple(self._explain(self.wording.ask(text)) for text in prompts.texts)
+
+    def warnings(self, prompts: PromptSet) -> tuple[str, ...]:
+        """What an author may not expect: places that mean a window, sentences that are cut, words that are not known."""
+        return tuple(line for text in prompts.texts for line in self._warn(self.wording.ask(text)))
+
+    def _encode(self, text: str) -> PromptFeatures:
+        import torch
+
+        read = self._read(self.wording.ask(text))
+        return self.engine.encode_sentence(torch.from_numpy(read.ids), torch.from_numpy(read.mask), threads=self.threads)
+
+    def _read(self, question: Question) -> TokenisedText:
+        if not self.tokenizer(question.text).pieces:
+            fix = "Write what to look for, such as water or solar panel."
+            raise ConfigError(
+                "prompt-invalid", f'the segmenter "remotesam" finds no word in "{question.text}"', where="prompts", fix=fix
+            )
+        return self.tokenizer(question.sentence)
+
+    def _explain(self, question: Question) -> str:
+        read = self._read(question)
+        kind = "class name" if question.is_class else "sentence"
+        return f'"{question.text}" is asked as "{question.sentence}" ({kind}); read as: {" ".join(read.read)}'
+
+    def _warn(self, question: Question) -> list[str]:
+        read, lines = self._read(question), []
+        positions = find_positions(question.text)
+        if positions:
+            named = ", ".join(f'"{phrase}"' for phrase in positions)
+            lines.append(
+                f'prompt "{question.text}": {named} is understood within each window, not within the region; '
+                "on the map it will not be what the words mean"
+            )
+        if read.is_cut:
+            most = len(read.ids) - 2
+            lines.append(
+                f'prompt "{question.text}" is {len(read.pieces)} word pieces long, the network has room for {most}: '
+                f'it is cut off after "{" ".join(read.read[-3:])}"'
+            )
+        if read.unknown:
+            lines.append(f'prompt "{question.text}": the vocabulary does not have {read.unknown} of its words; they mean nothing')
+        return lines
+
+
+def load_remotesam(model: ModelSpec, bands: Sequence[str]) -> RemoteSAMSegmenter:
+    """The segmenter that `[model] name = "remotesam"` asks for; options: see docs/guides/remotesam.md.
+
+    Raises
+    ------
+    ConfigError : `config-unknown-key` or `config-invalid`: an option, or other bands than red, green, blue.
+    ModelError : `weights-missing`, `model-load`.
+    ResourceError : `no-gpu`.
+    """
+    options = _options(model.options)
+    if tuple(bands) != BANDS:
+        raise _other_bands(bands)
+    wording, stretch = Wording(options.prompts, options.template), stretch_of(model.options)  # type: ignore[arg-type]
+    from eo_batch.models.remotesam.engine import open_engine
+    from eo_batch.models.weights import find_weights
+
+    vocabulary = Path(options.vocabulary).expanduser() if options.vocabulary else None
+    files = find_weights(options.weights, vocabulary=vocabulary, architecture=WEIGHTS)
+    if files.vocabulary is None:
+        fix = "Run eo-batch models fetch remotesam, or set model.options.vocabulary to the vocab.txt of bert-base-uncased."
+        raise ModelError("weights-missing", "there is no vocabulary for these weights", where=str(files.weights), fix=fix)
+    tokenizer = Tokenizer(files.vocabulary)
+    engine = open_engine(files, device=options.device, precision=options.precision)
+    tokenizer.tokens = engine.network.config.text_tokens
+    if len(tokenizer) > engine.network.config.vocabulary:
+        what = f"has {len(tokenizer):,} words, the network knows {engine.network.config.vocabulary:,}"
+        fix = "Set model.options.vocabulary to the vocab.txt that belongs to the weights."
+        raise ModelError("model-load", what, where=str(files.vocabulary), fix=fix)
+    return RemoteSAMSegmenter(engine, tokenizer, wording, stretch, options.threads, files.sha256)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """`[model.options]` but for the stretch."""
+
+    weights: str = WEIGHTS
+    vocabulary: str = ""
+    prompts: str = "auto"
+    template: str = CLASS_TEMPLATE
+    precision: str = "float32"
+    device: str = "auto"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value, wanted = getattr(self, option.name), type(option.default)
+            if type(value) is not wanted:
+                kind = "a text" if wanted is str else "a whole number"
+                raise ConfigError("config-invalid", f"{value!r} is not {kind}", where=f"model.options.{option.name}")
+        if self.precision not in PRECISIONS:
+            fix = f"Use one of: {', '.join(PRECISIONS)}."
+            raise ConfigError("config-invalid", f"unknown precision {self.precision!r}", where="model.options.precision", fix=fix)
+        if not 1 <= self.threads <= MOST_THREADS:
+            what = f"{self.threads} is not in 1..{MOST_THREADS}"
+            raise ConfigError("config-invalid", what, where="model.options.threads")
+
+
+def _options(given: Mapping[str, Any]) -> _Options:
+    own, stretch = [option.name for option in fields(_Options)], ["stretch_low", "stretch_high", "stretch_gamma"]
+    for name in sorted(given):
+        if name not in own + stretch:
+            close = difflib.get_close_matches(name, own + stretch, n=1)
+            hint = f'Did you mean "{close[0]}"? ' if close else ""
+            fix = f"{hint}remotesam knows {', '.join(own + stretch)}."
+            raise ConfigError("config-unknown-key", f'unknown key "{name}"', where="model.options", fix=fix)
+    return _Options(**{name: given[name] for name in own if name in given})
+
+
+def _other_bands(bands: Sequence[str]) -> ConfigError:
+    return ConfigError(
+        "config-invalid",
+        f'segmenter "remotesam" sees colour pictures, not {band_names(bands)}',
+        where="source.bands",
+        why="the order matters" if sorted(bands) == sorted(BANDS) else "",
+        fix=f"Set bands = {band_names(BANDS)}.",
+    )
+
+
+def _info(segmenter: RemoteSAMSegmenter) -> SegmenterInfo:
+    engine, stretch = segmenter.engine, segmenter.stretch
+    on_cpu = engine.device.type == "cpu"
+    settings = {
+        "weights": segmenter.sha256,
+        "vocabulary": segmenter.tokenizer.sha256,
+        "prompts": segmenter.wording.kind,
+        "template": segmenter.wording.template,
+        "stretch": stretch.as_dict(),
+        "precision": str(engine.dtype),
+        "device": engine.device.type,
+        "threads": segmenter.threads if on_cpu else 0,
+    }
+    side = engine.network.config.window_px
+    return SegmenterInfo(
+        name="remotesam",
+        algorithm=ALGORITHM,
+        digest=digest([ALGORITHM, settings]),
+        bands=BANDS,
+        pixel_range=(float(stretch.low), float(stretch.high)),
+        network_px=side,
+        shares_image_features=True,
+        device=engine.device.type,
+        fixed_bytes=engine.weight_bytes if on_cpu else 0,
+    )
