@@ -52,7 +52,14 @@ def _rebuild(kind: type[EoBatchError], code: str, what: str, where: str, why: st
 class ConfigError(EoBatchError, ValueError):
     """The pipeline, a catalog file or an argument is wrong."""
 
-    codes = {"config-unknown-key": 2, "config-invalid": 2, "config-too-large": 2, "prompt-invalid": 2, "region-invalid": 2}
+    codes = {
+        "config-unknown-key": 2,
+        "config-invalid": 2,
+        "config-too-large": 2,
+        "prompt-invalid": 2,
+        "region-invalid": 2,
+        "zones-invalid": 2,
+    }
 
 
 class PolicyError(EoBatchError):

@@ -79,30 +79,19 @@ class Objects:
         lengths = np.diff(stops)[index]
         ends = np.cumsum(lengths)
         positions = np.arange(ends[-1] if len(ends) else 0) + np.repeat(stops[index] - (ends - lengths), lengths)
-        return Objects(
-            *(values[index] for values in self._columns), self.corners[positions], np.repeat(np.arange(len(index)), lengths)
-        )
+        sums = {name: getattr(self, name)[index] for name in _PER_OBJECT}
+        return Objects(**sums, corners=self.corners[positions], owner=np.repeat(np.arange(len(index)), lengths))
 
     @staticmethod
     def concat(blocks: list[Objects]) -> Objects:
         """All objects, in order."""
-        columns = [np.concatenate(values) for values in zip(*(block._columns for block in blocks), strict=True)]
+        sums = {name: np.concatenate([getattr(block, name) for block in blocks]) for name in _PER_OBJECT}
         before = np.cumsum([0, *(len(block) for block in blocks)])
         owner = np.concatenate([block.owner + start for block, start in zip(blocks, before, strict=False)])
-        return Objects(*columns, np.concatenate([block.corners for block in blocks]), owner)
+        return Objects(**sums, corners=np.concatenate([block.corners for block in blocks]), owner=owner)
 
-    @property
-    def _columns(self) -> tuple[NDArray, ...]:
-        return (
-            self.bounds,
-            self.first,
-            self.pixels,
-            self.area_units,
-            self.score_sum,
-            self.score_max,
-            self.footprints,
-            self.touches_region_edge,
-        )
+
+_PER_OBJECT = ("bounds", "first", "pixels", "area_units", "score_sum", "score_max", "footprints", "touches_region_edge")
 
 
 def read_objects(store: Store, grid: Grid, *, connectivity: int = 8) -> Iterator[tuple[str, str, Objects]]:
