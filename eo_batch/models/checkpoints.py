@@ -22,6 +22,7 @@ from eo_batch.core.digest import canonical_json
 from eo_batch.core.errors import ConfigError, EoBatchError, ModelError, PolicyError
 from eo_batch.models.disk import whole_file
 from eo_batch.models.weights import (
+    CONFIG_BYTES,
     SUFFIX,
     WeightFiles,
     check_tensors,
@@ -29,6 +30,7 @@ from eo_batch.models.weights import (
     file_sha256,
     find_weights,
     need_libraries,
+    parse_config,
     regular_file,
 )
 
@@ -77,7 +79,7 @@ class Architecture:
 def _build_remotesam(config: Mapping[str, Any]) -> Any:
     from eo_batch.models.remotesam import RemoteSAM, RemoteSAMConfig
 
-    return RemoteSAM.from_config(RemoteSAMConfig.from_dict(dict(config)))
+    return RemoteSAM(RemoteSAMConfig.from_dict(config))
 
 
 def _remotesam_config() -> Mapping[str, Any]:
@@ -107,6 +109,23 @@ def find_architecture(name: str) -> Architecture:
     raise ConfigError(
         "config-invalid", f'unknown network "{name}"', where="architecture", fix=f"Known: {', '.join(ARCHITECTURES)}."
     )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The sizes of a network from a JSON file.
+
+    Raises
+    ------
+    ModelError : `weights-missing`: no such file.
+    ConfigError : `config-invalid`: no table of plain settings.
+    """
+    try:
+        if regular_file(path) > CONFIG_BYTES:
+            raise ValueError("too long")
+        return parse_config(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ConfigError("config-invalid", "holds no sizes of a network", where=str(path), why=why, fix="Give JSON.") from None
 
 
 def convert_checkpoint(

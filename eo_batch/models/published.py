@@ -72,7 +72,7 @@ PUBLISHED: tuple[PublishedFile, ...] = (
         bytes=2_566_704_235,
         licence="not stated by its authors, neither for the code nor for the weights; the data they were trained on "
         "(RemoteSAM-270K) are cc-by-nc-4.0: no commercial use. Whether you may use them is for you to find out",
-        source="hash, size and revision as pinned by public projects that use the file; not asked of the hub by us",
+        source="hash, size and revision as pinned by public projects that use the file, not compared with the hub",
     ),
     PublishedFile(
         model="remotesam",

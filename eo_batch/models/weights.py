@@ -218,15 +218,26 @@ def describe(metadata: Mapping[str, str], *, where: str) -> tuple[str, dict[str,
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", architecture):
         raise ModelError("model-load", "does not say which network its weights belong to", where=where, fix=fix)
     try:
-        if len(text) > CONFIG_BYTES:
-            raise ValueError("too long")
-        config = json.loads(text)
-        if not isinstance(config, dict) or sum(1 for _ in _values(config)) > CONFIG_VALUES:
-            raise ValueError("no table of settings")
+        config = parse_config(text)
     except (ValueError, RecursionError) as error:
         why = str(error)[:200]
         raise ModelError("model-load", "its description of the network is nonsense", where=where, why=why, fix=fix) from None
     return architecture, config
+
+
+def parse_config(text: str) -> dict[str, Any]:
+    """The sizes of a network from JSON; what no network has is refused before anything is built from it.
+
+    Raises
+    ------
+    ValueError, RecursionError : no table, too long, too deep, or numbers too large.
+    """
+    if len(text) > CONFIG_BYTES:
+        raise ValueError("too long")
+    config = json.loads(text)
+    if not isinstance(config, dict) or sum(1 for _ in _values(config)) > CONFIG_VALUES:
+        raise ValueError("no table of settings")
+    return config
 
 
 def need_libraries(*names: str) -> None:
