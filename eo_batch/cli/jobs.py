@@ -99,22 +99,24 @@ def plan(
     """
     request = _load(pipeline, catalog)
     from eo_batch.models.registry import load_segmenter
-    from eo_batch.models.segmenter import explain_prompts
+    from eo_batch.models.segmenter import explain_prompts, prompt_warnings
     from eo_batch.run.plan import make_inputs_of, make_plan
 
     spec = request.spec
     segmenter = load_segmenter(spec.model, spec.source.bands)
     segmenter.encode_prompts(spec.prompt_set)  # refuses prompts that it cannot serve before anything is searched
-    answers = explain_prompts(segmenter, spec.prompt_set)
+    answers, warnings = explain_prompts(segmenter, spec.prompt_set), prompt_warnings(segmenter, spec.prompt_set)
     with Progress(as_json=False, quiet=quiet or json) as progress:
         inputs = make_inputs_of(request, listener=progress.tell)
         made = make_plan(inputs, segmenter, executor=cluster, workers=workers)
     if json:
-        print_json({**made.as_dict(), "answers": list(answers)})
+        print_json({**made.as_dict(), "answers": list(answers), "warnings": list(warnings)})
     else:
         print_table(made.rows(), title=f"plan of {spec.name}")
         for answer in answers:
             print(plain(answer))
+        for warning in warnings:
+            say(f"warning: {warning}")
     made.check()
 
 

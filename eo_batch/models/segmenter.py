@@ -38,6 +38,7 @@ class SegmenterInfo:
     deterministic : same input, same bytes, on the same kind of device.
     device : "cpu" or "cuda".
     fixed_bytes : memory of weights, once per process: its workers share them.
+    call_bytes : memory of one call beside that, whatever the number of windows, once per worker.
     pixel_bytes, prompt_pixel_bytes : memory while a batch is worked on, per pixel of its windows, and the same per prompt;
         without the input batch itself and the logits.
     """
@@ -54,13 +55,14 @@ class SegmenterInfo:
     deterministic: bool = True
     device: str = "cpu"
     fixed_bytes: int = 0
+    call_bytes: int = 0
     pixel_bytes: int = 0
     prompt_pixel_bytes: int = 0
 
     def memory_bytes(self, *, bands: int, prompts: int, window_px: int, batch: int) -> int:
         """Estimated peak memory in bytes of one call with `batch` windows, input and logits included."""
         per_pixel = FLOAT_BYTES * bands + self.pixel_bytes + (FLOAT_BYTES + self.prompt_pixel_bytes) * prompts
-        return self.fixed_bytes + batch * window_px * window_px * per_pixel
+        return self.fixed_bytes + self.call_bytes + batch * window_px * window_px * per_pixel
 
 
 @runtime_checkable

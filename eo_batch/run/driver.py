@@ -20,7 +20,7 @@ from eo_batch.core.hrefs import redact
 from eo_batch.core.records import ChunkFailure, ChunkReceipt
 from eo_batch.models.inference import probe_segmenter
 from eo_batch.models.registry import load_segmenter
-from eo_batch.models.segmenter import Segmenter
+from eo_batch.models.segmenter import Segmenter, prompt_warnings
 from eo_batch.outputs.cube import create_cube
 from eo_batch.outputs.store import Store
 from eo_batch.run.events import Event, Listener, silent
@@ -122,6 +122,8 @@ def start_run(
         _refuse_run(store, request)
     _refuse_foreign(store)
     segmenter = load_segmenter(spec.model, spec.source.bands)
+    for text in prompt_warnings(segmenter, spec.prompt_set):
+        listener(Event("warning", text))
     probe = probe_segmenter(segmenter, spec.prompt_set, spec.source.bands, window_px=spec.model.window_px, batch=spec.model.batch)
     if not probe.position_independent:
         text = f'segmenter "{segmenter.info.name}" answers a window otherwise in other company: its maps depend on the chunk size'

@@ -34,6 +34,8 @@ MAX_CHUNKS = 20_000_000
 """Chunks of one time step: more cannot be planned in a few gigabytes, and would be as many files."""
 PROCESS_BYTES = 900_000_000
 """Memory of a process beside its chunks, measured at the end of a long run: libraries, compiled code, block cache."""
+QUICK_S = 2.0
+"""A batch that takes longer is not measured twice."""
 SAFE_SHARE = 0.8
 """Share of free memory and disk that a plan may use."""
 
@@ -55,6 +57,7 @@ class Plan:
     area_km2: float
     bytes_to_read: int
     memory_per_worker: int
+    memory_shared: int
     memory_limit: int
     disk: int
     disk_free: int
@@ -73,7 +76,7 @@ class Plan:
     @property
     def memory(self) -> int:
         """Bytes of the whole process: all workers at their peak, and what it needs beside them."""
-        return PROCESS_BYTES + self.memory_per_worker * self.workers
+        return PROCESS_BYTES + self.memory_shared + self.memory_per_worker * self.workers
 
     def check(self) -> None:
         """Refuse what cannot fit.
@@ -98,7 +101,8 @@ class Plan:
             )
 
     def _memory_advice(self) -> str:
-        left = self.memory_limit - PROCESS_BYTES
+        beside = PROCESS_BYTES + self.memory_shared
+        left = self.memory_limit - beside
         if self.memory_per_worker <= left:
             return f"Use --workers {left // self.memory_per_worker}."
         for chunk_px in (4096, 2048, 1024, 512, 256):
@@ -106,7 +110,7 @@ class Plan:
                 share = ((chunk_px + 0.3 * self.chunk_px) / (1.3 * self.chunk_px)) ** 2
                 if self.memory_per_worker * share <= left:
                     return f"Set grid.chunk_px = {chunk_px} with --workers 1, or give the plan more memory (limits.memory_gb)."
-        least = _gb(self.memory_per_worker + PROCESS_BYTES)
+        least = _gb(self.memory_per_worker + beside)
         return f"Give the plan at least {least} (limits.memory_gb), or use fewer bands or a smaller window."
 
     def rows(self) -> list[tuple[str, str, str]]:
@@ -237,6 +241,7 @@ def make_plan(
     kind = executor or spec.cluster.kind
     check_kind(kind)
     count = 1 if kind == "serial" else workers or spec.cluster.workers or os.cpu_count() or 1
+    scoring = count if segmenter.info.device == "cpu" else 1  # a GPU scores one batch at a time
     busy = _busy(inputs)
     windows_y, windows_x = _windows_along(grid, grid.rows), _windows_along(grid, grid.cols)
     padded = np.outer(_padded_along(grid, grid.rows), _padded_along(grid, grid.cols))
@@ -244,16 +249,12 @@ def make_plan(
     windows = int(sum(per_chunk[hits > 0].sum() for hits in busy))
     distinct = int(sum(_distinct_windows(grid, hits > 0) for hits in busy))
     pair_px = int(sum((padded * hits).sum() for hits in busy))
-    bands = len(spec.source.bands)
-    bytes_to_read = pair_px * (2 * bands + 1)
+    bytes_to_read = pair_px * (2 * len(spec.source.bands) + 1)
     seconds_per_window = _probe_seconds(segmenter, inputs)
-    chunks = inputs.chunk_count
     deepest = max((int(hits.max(initial=0)) for hits in busy), default=0)
     layers = len(spec.prompt_set) * len(inputs.steps)
-    pixels = grid.shape[0] * grid.shape[1]
     free = shutil.disk_usage(_existing(out or Path.cwd())).free
-    limit = spec.limits.memory_gb
-    disk_limit = spec.limits.disk_gb
+    limit, disk_limit = spec.limits.memory_gb, spec.limits.disk_gb
     return Plan(
         name=spec.name,
         crs=grid.crs,
@@ -261,19 +262,20 @@ def make_plan(
         chunk_px=grid.chunk_px,
         steps=len(inputs.steps),
         scenes=len(inputs.items),
-        chunks=chunks,
+        chunks=inputs.chunk_count,
         chunks_with_data=int(sum(np.count_nonzero(hits) for hits in busy)),
         windows=windows,
         windows_distinct=distinct,
         area_km2=inputs.region.polygons.area * pixel_area_km2(inputs),
         bytes_to_read=bytes_to_read,
         memory_per_worker=_memory_per_worker(inputs, segmenter, deepest),
+        memory_shared=segmenter.info.fixed_bytes,
         memory_limit=int(limit * 1e9) if limit else int(psutil.virtual_memory().available * SAFE_SHARE),
-        disk=int(layers * pixels * (0.05 + 0.5 * spec.output.scores)) + chunks * 20_000,
+        disk=int(layers * grid.shape[0] * grid.shape[1] * (0.05 + 0.5 * spec.output.scores)) + inputs.chunk_count * 20_000,
         disk_free=min(free, int(disk_limit * 1e9)) if disk_limit else free,
-        files=chunks * (2 + len(spec.prompt_set) * (1 + spec.output.scores)),
+        files=inputs.chunk_count * (2 + len(spec.prompt_set) * (1 + spec.output.scores)),
         workers=count,
-        seconds=(windows * seconds_per_window + bytes_to_read / (READ_MB_S * 1e6)) / count,
+        seconds=windows * seconds_per_window / scoring + bytes_to_read / (READ_MB_S * 1e6) / count,
         seconds_per_window=seconds_per_window,
         prompts=len(spec.prompt_set),
         licence=inputs.request.catalog.licence,
@@ -347,7 +349,7 @@ def _distinct_windows(grid: Grid, busy: NDArray[np.bool_]) -> int:
 
 
 def _memory_per_worker(inputs: RunInputs, segmenter: Segmenter, deepest: int) -> int:
-    """Estimate of the peak of one chunk task in bytes, the largest chunk of the run taken."""
+    """Estimate of the peak of one chunk task in bytes, the largest chunk of the run taken; weights, which are shared, apart."""
     spec, grid = inputs.request.spec, inputs.grid
     side_y = max(_padded_along(grid, grid.rows))
     side_x = max(_padded_along(grid, grid.cols))
@@ -359,23 +361,25 @@ def _memory_per_worker(inputs: RunInputs, segmenter: Segmenter, deepest: int) ->
     if spec.time.composite == "median":
         held = min(MEDIAN_BYTES, deepest * padded * 4 * (bands + 1))
         reading += held + held // bands
-    blending = interior * (2 * prompts + deepest) + inference_bytes(
-        segmenter.info, grid, bands=bands, prompts=prompts, batch=spec.model.batch
-    )
+    scoring = inference_bytes(segmenter.info, grid, bands=bands, prompts=prompts, batch=spec.model.batch)
+    blending = interior * (2 * prompts + deepest) + scoring - segmenter.info.fixed_bytes
     return int(scene + max(reading, blending))
 
 
 def _probe_seconds(segmenter: Segmenter, inputs: RunInputs) -> float:
-    """Seconds of one window, measured on one batch after a warm-up."""
+    """Seconds of one window, measured on one batch, and once more where that is quick: the first call may warm up."""
     spec = inputs.request.spec
     side, batch = inputs.grid.window_px, spec.model.batch
-    images = np.full((batch, len(spec.source.bands), side, side), 0.1, np.float32)
+    shape = (batch, len(spec.source.bands), side, side)  # distinct windows: equal ones may be answered once
+    images = np.random.default_rng(0).uniform(*segmenter.info.pixel_range, shape).astype(np.float32)
     prompts = segmenter.encode_prompts(spec.prompt_set)
     best = np.inf
     for _ in range(2):
         start = time.perf_counter()
         segmenter.decode(segmenter.encode_images(images), prompts)
         best = min(best, time.perf_counter() - start)
+        if best > QUICK_S:
+            break
     return best / batch
 
 

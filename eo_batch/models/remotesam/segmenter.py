@@ -36,6 +36,11 @@ WEIGHTS = "remotesam"
 """Published weights that are used where the options name none."""
 PRECISIONS = ("float32", "bfloat16", "float16")
 MOST_THREADS = 256
+CALL_BYTES, FEATURE_BYTES = 1000, 130
+"""Memory per pixel of the network's side at the published sizes in float32, as measured at 896 px: the peak of a call beside what
+it keeps, and what is kept of each window for all prompts."""
+PICTURE_BYTES = 30
+"""Memory per pixel of a window as it comes: stretched values and colours."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class RemoteSAMSegmenter:
     tokenizer, wording, stretch : how prompts and pixels become what the network reads.
     threads : of one call on a CPU; decides the order of sums, so part of the identity.
     sha256 : of the weights.
+    window_px : side of the windows of the run, for what `plan` says of memory.
     """
 
     engine: Engine
@@ -72,6 +78,7 @@ class RemoteSAMSegmenter:
     stretch: Stretch
     threads: int
     sha256: str
+    window_px: int
     info: SegmenterInfo = field(init=False)
 
     def __post_init__(self) -> None:
@@ -203,7 +210,7 @@ def load_remotesam(model: ModelSpec, bands: Sequence[str]) -> RemoteSAMSegmenter
         what = f"has {len(tokenizer):,} words, the network knows {engine.network.config.vocabulary:,}"
         fix = "Set model.options.vocabulary to the vocab.txt that belongs to the weights."
         raise ModelError("model-load", what, where=str(files.vocabulary), fix=fix)
-    return RemoteSAMSegmenter(engine, tokenizer, wording, stretch, options.threads, files.sha256)
+    return RemoteSAMSegmenter(engine, tokenizer, wording, stretch, options.threads, files.sha256, model.window_px)
 
 
 @dataclass(frozen=True)
@@ -267,6 +274,7 @@ def _info(segmenter: RemoteSAMSegmenter) -> SegmenterInfo:
         "threads": segmenter.threads if on_cpu else 0,
     }
     side = engine.network.config.window_px
+    size = engine.network.config.embed_dim / 128 * engine.dtype.itemsize / 4
     return SegmenterInfo(
         name="remotesam",
         algorithm=ALGORITHM,
@@ -277,4 +285,7 @@ def _info(segmenter: RemoteSAMSegmenter) -> SegmenterInfo:
         shares_image_features=True,
         device=engine.device.type,
         fixed_bytes=engine.weight_bytes if on_cpu else 0,
+        call_bytes=int(CALL_BYTES * side * side * size) if on_cpu else 0,
+        pixel_bytes=PICTURE_BYTES + (int(FEATURE_BYTES * size * (side / segmenter.window_px) ** 2) if on_cpu else 0),
+        prompt_pixel_bytes=4,
     )
