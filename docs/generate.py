@@ -27,6 +27,7 @@ COMMANDS = (
     ("status",),
     ("verify",),
     ("export",),
+    ("segment",),
     ("doctor",),
     ("demo",),
     ("models", "list"),

@@ -6,7 +6,8 @@ in windows of its own pixels, blended on the lattice as in a run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,7 +22,7 @@ from eo_batch.core.prompts import Prompt, PromptSet, normalise_text
 from eo_batch.core.spec import ModelSpec
 from eo_batch.models.inference import score_chunk, score_image
 from eo_batch.models.registry import load_segmenter
-from eo_batch.models.segmenter import Segmenter, SegmenterInfo
+from eo_batch.models.segmenter import Segmenter, SegmenterInfo, explain_prompts, prompt_warnings
 from eo_batch.products.rules import TaskRules
 from eo_batch.run.events import Event, Listener, silent
 from eo_batch.run.image_answer import ImageAnswer
@@ -39,7 +40,7 @@ def segment_image(
     image: str | Path | NDArray[np.uint8] | Picture,
     prompts: str | Sequence[str] | PromptSet,
     *,
-    model: str | ModelSpec | Segmenter = "spectral",
+    model: str | ModelSpec | Segmenter = "remotesam",
     fit: Fit = "auto",
     threshold: float = 0.5,
     rules: TaskRules = _RULES,
@@ -74,21 +75,25 @@ def segment_image(
     picture = _picture(image, bands=bands, low=low, high=high, max_pixels=max_pixels)
     if contour is not None and contour.shape != picture.shape:
         raise ConfigError("config-invalid", f"the contour map is {contour.shape}, the image {picture.shape}", where="contour")
+    listener(Event("start", "loading the segmenter"))
     spec, segmenter = load(model, picture.bands)
     side = side_of(segmenter.info, spec)
     whole = is_whole(fit, picture.shape, side, segmenter.info)
     check_memory(picture, segmenter.info, prompts=len(wanted), side=side, spec=spec, whole=whole)
-    listener(Event("start", f"encoding {len(wanted)} prompts"))
-    features = segmenter.encode_prompts(wanted)
+    listener(Event("start", f"encoding {_prompts(len(wanted))}"))
+    with _about_an_image():
+        features = segmenter.encode_prompts(wanted)
+    pixels = _physical(picture.pixels, segmenter.info)
     if not picture.valid.any():
         logits = np.full((len(wanted), *picture.shape), np.nan, np.float32)
     elif whole:
-        listener(Event("window", f"the whole image, {len(wanted)} prompts", total=1))
-        logits = score_image(
-            segmenter, features, pixels=picture.pixels, valid=picture.valid, prompts=len(wanted), where=picture.name
-        )
+        listener(Event("window", f"the whole image at once, {_prompts(len(wanted))}", total=1))
+        logits = score_image(segmenter, features, pixels=pixels, valid=picture.valid, prompts=len(wanted), where=picture.name)
     else:
-        logits = _score_windows(segmenter, features, picture, prompts=len(wanted), spec=spec, side=side, listener=listener)
+        grid = image_grid(picture.shape, window_px=side, overlap=spec.overlap)
+        logits = _score_windows(
+            segmenter, features, pixels, picture.valid, grid=grid, prompts=len(wanted), batch=spec.batch, listener=listener
+        )
     scores, masks = decide_scores(logits, wanted)
     return ImageAnswer(
         picture,
@@ -101,6 +106,8 @@ def segment_image(
         window_px=None if whole else side,
         model=segmenter.info.name,
         model_digest=segmenter.info.digest,
+        explanations=explain_prompts(segmenter, wanted),
+        warnings=() if whole else prompt_warnings(segmenter, wanted),
     )
 
 
@@ -122,7 +129,8 @@ def load(model: str | ModelSpec | Segmenter, bands: Sequence[str]) -> tuple[Mode
     if isinstance(model, str):
         model = ModelSpec(name=model, batch=1)
     if isinstance(model, ModelSpec):
-        return model, load_segmenter(model, bands)
+        with _about_an_image():
+            return model, load_segmenter(model, bands)
     return ModelSpec(name=model.info.name, window_px=model.info.window_px or 512, batch=1), model
 
 
@@ -203,35 +211,59 @@ def _picture(image: Any, **options: Any) -> Picture:
     return read_picture(image, **options) if isinstance(image, str | Path) else picture_of(image)
 
 
+@contextmanager
+def _about_an_image() -> Iterator[None]:
+    """Errors about the bands of a pipeline, told as errors about the bands of an image."""
+    try:
+        yield
+    except ConfigError as error:
+        if error.where != "source.bands":
+            raise
+        fix = "Name the bands that the image has, in their order (--bands), or choose another model."
+        raise ConfigError(error.code, error.what, where="bands of the image", why=error.why, fix=fix) from None
+
+
+def _physical(pixels: NDArray[np.float32], info: SegmenterInfo) -> NDArray[np.float32]:
+    """Values 0..1 of a picture as the physical values that the segmenter expects: its black to its white."""
+    low, high = info.pixel_range
+    if (low, high) == (0.0, 1.0):
+        return pixels
+    return pixels * np.float32(high - low) + np.float32(low)
+
+
+def _prompts(count: int) -> str:
+    return "1 prompt" if count == 1 else f"{count} prompts"
+
+
 def _score_windows(
     segmenter: Segmenter,
     features: Any,
-    picture: Picture,
+    pixels: NDArray[np.float32],
+    valid: NDArray[np.bool_],
     *,
+    grid: Grid,
     prompts: int,
-    spec: ModelSpec,
-    side: int,
+    batch: int,
     listener: Listener,
 ) -> NDArray[np.float32]:
     """Blended logits, float32 (prompt, y, x)."""
-    grid = image_grid(picture.shape, window_px=side, overlap=spec.overlap)
     chunk = grid.chunk(0, 0, 0)
-    pixels = np.zeros((len(picture.bands), *chunk.padded_shape), np.float32)
-    valid = np.zeros(chunk.padded_shape, bool)
     rows, cols = chunk.rows.within(chunk.padded_rows), chunk.cols.within(chunk.padded_cols)
-    pixels[:, rows, cols], valid[rows, cols] = picture.pixels, picture.valid
+    padded = np.zeros((len(pixels), *chunk.padded_shape), np.float32)
+    observed = np.zeros(chunk.padded_shape, bool)
+    padded[:, rows, cols], observed[rows, cols] = pixels, valid
     total = len(grid.windows(chunk))
-    counted = _Counted(segmenter, lambda done: _tell(listener, min(done * spec.batch, total), total))
+    listener(Event("window", f"{total} windows, {_prompts(prompts)}", total=total))
     return score_chunk(
-        counted,
+        _Counted(segmenter, lambda done: _tell(listener, min(done * batch, total), total)),
         features,
-        pixels=pixels,
-        valid=valid,
+        pixels=padded,
+        valid=observed,
         inside=np.ones(chunk.shape, bool),
         grid=grid,
         chunk=chunk,
         prompts=prompts,
-        batch=spec.batch,
+        batch=batch,
     )
 
 

@@ -37,6 +37,7 @@ class ImageAnswer:
     fit : "whole" or "windows": how the image was shown to the segmenter.
     window_px : side of the windows; None where it was shown whole.
     model, model_digest : name and identity of the segmenter.
+    explanations, warnings : how the prompts were answered, and what their author may not expect; lines for people.
     """
 
     picture: Picture
@@ -49,6 +50,8 @@ class ImageAnswer:
     window_px: int | None = None
     model: str = ""
     model_digest: str = ""
+    explanations: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -136,6 +139,8 @@ class ImageAnswer:
             "fit": self.fit,
             "window_px": self.window_px,
             "notes": list(self.notes),
+            "explanations": list(self.explanations),
+            "warnings": list(self.warnings),
             "prompts": prompts,
         }
         if "classify" in tasks:
