@@ -59,11 +59,28 @@ def find_boxes(
 def _corners(found: Components, rules: BoxRules) -> list[Corners | None]:
     """Corners of the rotated rectangle of each object."""
     label, row, left, right = row_ends(found.labels)
-    ends = [(left, row), (right, row)]
     if rules.corners_from == "edges":
-        ends = [(left, row), (right + 1, row), (left, row + 1), (right + 1, row + 1)]
-    points = np.stack([np.column_stack(end) for end in ends], axis=1).reshape(-1, 2)
-    rectangles = smallest_rectangles(points, np.repeat(label - 1, len(ends)), len(found))
+        label, row, left, right = _line_ends(label, row, left, right + 1)
+    points = np.stack([left, row, right, row], axis=1).reshape(-1, 2)
+    rectangles = smallest_rectangles(points, np.repeat(label - 1, 2), len(found))
     if rules.corners_from == "centres":
         rectangles = np.trunc(rectangles)
-    return [tuple(map(tuple, corners)) for corners in rectangles.tolist()]
+    return [((a[0], a[1]), (b[0], b[1]), (c[0], c[1]), (d[0], d[1])) for a, b, c, d in rectangles.tolist()]
+
+
+def _line_ends(
+    label: NDArray[np.int64], row: NDArray[np.int64], left: NDArray[np.int64], right: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Ends of each object on the lines above and below its rows, from its ends in the rows; a line has the wider of two rows."""
+    below = np.flatnonzero(np.append(label[1:] != label[:-1], len(label) > 0))
+    left_above, right_above = left.copy(), right.copy()
+    same = np.flatnonzero(label[1:] == label[:-1]) + 1
+    left_above[same] = np.minimum(left[same], left[same - 1])
+    right_above[same] = np.maximum(right[same], right[same - 1])
+    at = below + 1
+    return (
+        np.insert(label, at, label[below]),
+        np.insert(row, at, row[below] + 1),
+        np.insert(left_above, at, left[below]),
+        np.insert(right_above, at, right[below]),
+    )

@@ -24,8 +24,7 @@ def smallest_rectangle(points: NDArray[np.integer]) -> NDArray[np.float64]:
     float64 (4, 2), clockwise on the screen (y down), from the topmost, then leftmost corner.
     """
     points = np.asarray(points, np.int64)
-    hull = shapely.get_coordinates(shapely.convex_hull(shapely.multipoints(points - points.min(axis=0)))).astype(np.int64)
-    return _around(hull) + points.min(axis=0)
+    return smallest_rectangles(np.repeat(points, 2, axis=0), np.zeros(2 * len(points), np.int64), 1)[0]
 
 
 def smallest_rectangles(points: NDArray[np.integer], owner: NDArray[np.integer], count: int) -> NDArray[np.float64]:
@@ -34,7 +33,7 @@ def smallest_rectangles(points: NDArray[np.integer], owner: NDArray[np.integer],
     Parameters
     ----------
     points : integer (n, 2), x and y.
-    owner : integer (n,), rising: the group 0..count - 1 of each point; no group is empty.
+    owner : integer (n,), rising: the group 0..count - 1 of each point; every group has two points or more.
 
     Returns
     -------
@@ -43,7 +42,7 @@ def smallest_rectangles(points: NDArray[np.integer], owner: NDArray[np.integer],
     if not count:
         return np.empty((0, 4, 2))
     origin = np.minimum.reduceat(points, np.searchsorted(owner, np.arange(count)), axis=0)
-    hulls = shapely.convex_hull(shapely.multipoints((points - origin[owner]).astype(np.float64), indices=owner))
+    hulls = shapely.convex_hull(shapely.linestrings((points - origin[owner]).astype(np.float64), indices=owner))
     xy, which = shapely.get_coordinates(hulls, return_index=True)
     ends = np.searchsorted(which, np.arange(1, count))
     corners = np.stack([_around(hull) for hull in np.split(xy.astype(np.int64), ends)])

@@ -81,35 +81,33 @@ def _rivals(ranked: Sequence[Box], iou: float) -> list[NDArray[np.intp]]:
         return []
     corners = _corners(ranked)
     oriented = np.array([box.corners is not None for box in ranked])
+    shapes = shapely.polygons(corners)
+    near = (corners - corners.reshape(-1, 2).min(axis=0)).astype(np.float32)
+    low, high = near.min(axis=1), near.max(axis=1)
     found = [np.empty((0, 2), np.intp)]
     for one, other in _near(corners, margin=0):
-        one, other = one[one < other], other[one < other]
-        turned = oriented[one] | oriented[other]
-        share = np.empty(len(one))
-        share[~turned] = _overlap(corners, one[~turned], other[~turned])
-        share[turned] = _turned_overlap(corners, one[turned], other[turned])
-        found.append(np.column_stack([one, other])[share > iou])
+        pairs = np.column_stack([one, other])[one < other]
+        turned = oriented[pairs].any(axis=1)
+        found.append(pairs[~turned][_overlap(low, high, *pairs[~turned].T) > np.float32(iou)])
+        found.append(pairs[turned][_turned_overlap(shapes, *pairs[turned].T) > iou])
     pairs = np.concatenate(found)
     pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
     return np.split(pairs[:, 1], np.searchsorted(pairs[:, 0], np.arange(1, len(ranked))))
 
 
-def _overlap(corners: NDArray[np.float64], one: NDArray[np.intp], other: NDArray[np.intp]) -> NDArray[np.float32]:
-    """Intersection over union of horizontal boxes, float32, from positions relative to the least one; 0 without area."""
-    near = (corners - corners.reshape(-1, 2).min(axis=0)).astype(np.float32)
-    low, high = near.min(axis=1), near.max(axis=1)
-    area = np.prod(high - low, axis=1)
+def _overlap(
+    low: NDArray[np.float32], high: NDArray[np.float32], one: NDArray[np.intp], other: NDArray[np.intp]
+) -> NDArray[np.float32]:
+    """Intersection over union of horizontal boxes, float32; 0 without area."""
     shared = np.prod(np.maximum(np.minimum(high[one], high[other]) - np.maximum(low[one], low[other]), 0), axis=1)
-    union = area[one] + area[other] - shared
+    union = np.prod(high[one] - low[one], axis=1) + np.prod(high[other] - low[other], axis=1) - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
-def _turned_overlap(corners: NDArray[np.float64], one: NDArray[np.intp], other: NDArray[np.intp]) -> NDArray[np.float64]:
+def _turned_overlap(shapes: NDArray[np.object_], one: NDArray[np.intp], other: NDArray[np.intp]) -> NDArray[np.float64]:
     """Intersection over union of rotated rectangles; 0 without area."""
-    shapes = shapely.polygons(corners)
-    area = shapely.area(shapes)
     shared = shapely.area(shapely.intersection(shapes[one], shapes[other]))
-    union = area[one] + area[other] - shared
+    union = shapely.area(shapes[one]) + shapely.area(shapes[other]) - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
@@ -143,13 +141,14 @@ def _inside_by_drawing(boxes: Sequence[Box]) -> NDArray[np.bool_]:
     corners = np.trunc(_corners(boxes)).astype(np.int64)
     low, high = corners.min(axis=1), corners.max(axis=1)
     oriented = np.array([box.corners is not None for box in boxes])
-    dropped = _off_canvas(low, high)
+    dropped = _off_canvas(corners, low, high)
     drawings: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
     for inner, outer in _near(corners.astype(np.float64), margin=1):
         end = np.maximum(high[inner], high[outer]) - 1
         seen_low, seen_high = np.maximum(low[inner], 0), np.minimum(high[inner], end)
         covered = ((seen_low >= low[outer]) & (seen_high <= high[outer])).all(axis=1)
-        turned = covered & (oriented[inner] | oriented[outer])
+        juts = (high[inner] > high[outer]).any(axis=1) & (high[inner] <= high[outer] + 1).all(axis=1)
+        turned = (covered | juts) & (oriented[inner] | oriented[outer])
         for k in np.flatnonzero(turned).tolist():
             i, j = int(inner[k]), int(outer[k])
             for index in (i, j):
@@ -160,25 +159,34 @@ def _inside_by_drawing(boxes: Sequence[Box]) -> NDArray[np.bool_]:
     return dropped
 
 
-def _off_canvas(low: NDArray[np.int64], high: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Boxes without width or height that the canvas shared with some other box leaves out: nothing is left to be uncovered."""
-    start = np.maximum(low, 0)
-    least = np.sort(high, axis=0)[:2]
-    others = np.where((high == least[0]) & (np.arange(len(high)) == high.argmin(axis=0)[:, None]).T, least[1], least[0])
-    return ((high <= start) & (others <= start)).any(axis=1)
+def _off_canvas(corners: NDArray[np.int64], low: NDArray[np.int64], high: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Boxes of which the canvas shared with some other box shows nothing: all their pixels are in their last row or column."""
+    narrow = high <= np.maximum(low, 0)
+    at_end = (corners == high[:, None]).any(axis=2).all(axis=1) | narrow.any(axis=1)
+    gone = np.zeros(len(corners), np.bool_)
+    for i in np.flatnonzero(at_end).tolist():
+        left, _ = _row_spans(corners[i])
+        thin = bool((left[max(0, -low[i, 1]) : -1] >= high[i, 0]).all())
+        cut = np.delete(high, i, axis=0) <= high[i]
+        gone[i] = (cut & narrow[i]).any() or (thin and cut.all(axis=1).any())
+    return gone
 
 
 def _row_spans(corners: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """First and last pixel of each row of a filled convex outline, border included, from its topmost row down.
 
-    The border is the digital line of Bresenham ("Algorithm for computer control of a digital plotter", 1965), halves up.
+    The border is the digital line of Bresenham ("Algorithm for computer control of a digital plotter", 1965), drawn from its left
+    end; halfway it stays where it is, as OpenCV does.
     """
     top = corners[:, 1].min()
     left = np.full(corners[:, 1].max() - top + 1, np.iinfo(np.int64).max)
     right = np.full(len(left), np.iinfo(np.int64).min)
-    for start, stop in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-        steps = max(int(np.abs(stop - start).max()), 1)
-        x, y = (start + (2 * np.arange(steps + 1)[:, None] * (stop - start) + steps) // (2 * steps)).T
+    for one, other in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        start, stop = (one, other) if one[0] <= other[0] else (other, one)
+        way = stop - start
+        steps = max(int(np.abs(way).max()), 1)
+        moved = (2 * np.arange(steps + 1)[:, None] * np.abs(way) + steps - 1) // (2 * steps)
+        x, y = (start + np.sign(way) * moved).T
         np.minimum.at(left, y - top, x)
         np.maximum.at(right, y - top, x)
     return left, right

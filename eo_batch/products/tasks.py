@@ -38,7 +38,11 @@ class Labels:
 
 
 def segment(score: NDArray[np.floating], *, threshold: float = 0.5) -> NDArray[np.bool_]:
-    """Mask of a score: bool (y, x), true above `threshold`; at 0.5 the same as the greater of two logits, ties to background."""
+    """Mask of a score: bool (y, x), true above `threshold`.
+
+    At 0.5 the same as the greater of two logits, ties to background, as far as they differ enough for the score to show it
+    (1.2e-7 for float32).
+    """
     return np.asarray(score) > threshold
 
 
