@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from urllib.parse import urlsplit
 from eo_batch.core.errors import ConfigError, ModelError, PolicyError
 from eo_batch.core.hrefs import redact
 from eo_batch.models.checkpoints import Architecture, Listener, convert_checkpoint, find_architecture
-from eo_batch.models.disk import check_space, disk_error, sync_folder
+from eo_batch.models.disk import check_space, disk_error, sync_folder, whole_file
 from eo_batch.models.hub_client import discreet, hub_endpoint, is_offline, transport_errors
 from eo_batch.models.published import PublishedFile, published_files
 from eo_batch.models.weights import READ_BYTES, SUFFIX, WeightFiles, find_weights, need_libraries, read_metadata, weights_folder
@@ -160,8 +161,14 @@ class _Partial:
 
 def _keep(file: PublishedFile, place: Path, hub: _Hub) -> None:
     """A file that is used as it is."""
-    if not _is_file(place, file, hub):
+    if _is_file(place, file, hub):
+        return
+    cached = _in_library_cache(file, hub)
+    if cached is None:
         _download(file, place, hub)
+        return
+    with whole_file(place, needed=file.bytes) as copy, cached.open("rb") as opened:
+        shutil.copyfileobj(opened, copy)
 
 
 def _convert(file: PublishedFile, target: Path, architecture: Architecture, hub: _Hub) -> None:
@@ -278,7 +285,7 @@ def _stream(file: PublishedFile, partial: _Partial, hub: _Hub) -> None:
                 partial.restart()
                 if answer.status_code != 200:
                     raise _Again("the hub sends another part of the file than was asked for")
-            for piece in answer.iter_bytes(READ_BYTES):
+            for piece in answer.iter_bytes():  # as they come: nothing is lost where they end
                 partial.write(piece)
     except transport_errors() as error:
         raise _Again(_said(error)) from None
