@@ -24,6 +24,7 @@ from eo_batch.models.inference import score_chunk, score_image
 from eo_batch.models.registry import load_segmenter
 from eo_batch.models.segmenter import Segmenter, SegmenterInfo, explain_prompts, prompt_warnings
 from eo_batch.products.rules import TaskRules
+from eo_batch.products.tasks import semantic
 from eo_batch.run.events import Event, Listener, silent
 from eo_batch.run.image_answer import ImageAnswer
 from eo_batch.sources.picture import MAX_PIXELS, Picture, picture_of, read_picture
@@ -80,21 +81,12 @@ def segment_image(
     side = side_of(segmenter.info, spec)
     whole = is_whole(fit, picture.shape, side, segmenter.info)
     check_memory(picture, segmenter.info, prompts=len(wanted), side=side, spec=spec, whole=whole)
-    listener(Event("start", f"encoding {_prompts(len(wanted))}"))
-    with _about_an_image():
-        features = segmenter.encode_prompts(wanted)
-    pixels = _physical(picture.pixels, segmenter.info)
-    if not picture.valid.any():
-        logits = np.full((len(wanted), *picture.shape), np.nan, np.float32)
-    elif whole:
-        listener(Event("window", f"the whole image at once, {_prompts(len(wanted))}", total=1))
-        logits = score_image(segmenter, features, pixels=pixels, valid=picture.valid, prompts=len(wanted), where=picture.name)
-    else:
-        grid = image_grid(picture.shape, window_px=side, overlap=spec.overlap)
-        logits = _score_windows(
-            segmenter, features, pixels, picture.valid, grid=grid, prompts=len(wanted), batch=spec.batch, listener=listener
-        )
+    logits = _logits(segmenter, picture, wanted, spec=spec, window_px=None if whole else side, listener=listener)
     scores, masks = decide_scores(logits, wanted)
+    if rules.overlap != "independent":
+        texts = wanted.texts
+        parted = semantic(dict(zip(texts, masks, strict=True)), dict(zip(texts, scores, strict=True)), rules=rules)
+        masks = np.stack([parted[text] for text in texts])
     return ImageAnswer(
         picture,
         wanted,
@@ -211,6 +203,26 @@ def _picture(image: Any, **options: Any) -> Picture:
     return read_picture(image, **options) if isinstance(image, str | Path) else picture_of(image)
 
 
+def _logits(
+    segmenter: Segmenter, picture: Picture, prompts: PromptSet, *, spec: ModelSpec, window_px: int | None, listener: Listener
+) -> NDArray[np.float32]:
+    """Logits, float32 (prompt, y, x), NaN where not observed; the image whole where there is no `window_px`."""
+    count = "1 prompt" if len(prompts) == 1 else f"{len(prompts)} prompts"
+    listener(Event("start", f"encoding {count}"))
+    with _about_an_image():
+        features = segmenter.encode_prompts(prompts)
+    if not picture.valid.any():
+        return np.full((len(prompts), *picture.shape), np.nan, np.float32)
+    pixels = _physical(picture.pixels, segmenter.info)
+    if window_px is None:
+        listener(Event("window", f"the whole image at once, {count}", total=1))
+        return score_image(segmenter, features, pixels=pixels, valid=picture.valid, prompts=len(prompts), where=picture.name)
+    grid = image_grid(picture.shape, window_px=window_px, overlap=spec.overlap)
+    return _score_windows(
+        segmenter, features, pixels, picture.valid, grid=grid, prompts=len(prompts), batch=spec.batch, listener=listener
+    )
+
+
 @contextmanager
 def _about_an_image() -> Iterator[None]:
     """Errors about the bands of a pipeline, told as errors about the bands of an image."""
@@ -231,10 +243,6 @@ def _physical(pixels: NDArray[np.float32], info: SegmenterInfo) -> NDArray[np.fl
     return pixels * np.float32(high - low) + np.float32(low)
 
 
-def _prompts(count: int) -> str:
-    return "1 prompt" if count == 1 else f"{count} prompts"
-
-
 def _score_windows(
     segmenter: Segmenter,
     features: Any,
@@ -253,7 +261,7 @@ def _score_windows(
     observed = np.zeros(chunk.padded_shape, bool)
     padded[:, rows, cols], observed[rows, cols] = pixels, valid
     total = len(grid.windows(chunk))
-    listener(Event("window", f"{total} windows, {_prompts(prompts)}", total=total))
+    _tell(listener, 0, total)
     return score_chunk(
         _Counted(segmenter, lambda done: _tell(listener, min(done * batch, total), total)),
         features,

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, MaskFlags
 
 from eo_batch.core.errors import AssetError, ConfigError
+from eo_batch.sources.photo import read_jpeg, too_big, upright
 from eo_batch.sources.raster import GDAL_ENV, MAX_BANDS
 
 MAX_PIXELS = 64_000_000
@@ -29,21 +30,22 @@ RGB = ("red", "green", "blue")
 ALPHA = "alpha"
 DROPPED = "-"
 """Name of a band that is not given to the segmenter."""
+_GREY = "one grey band: repeated as red, green and blue"
 
 _ENV = {
     **GDAL_ENV,
     "GDAL_PAM_ENABLED": "NO",  # no .aux.xml beside the image
-    "GDAL_ERROR_ON_LIBJPEG_WARNING": "YES",  # a JPEG that ends too early would come back half grey
+    "GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO",  # a PNG that ends too early would be read without an error, its rest random memory
+    "GDAL_ERROR_ON_LIBJPEG_WARNING": "YES",  # a JPEG inside a GeoTIFF that ends too early would come back half grey
 }
+_JPEG = b"\xff\xd8\xff"
 _DRIVERS = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"\xff\xd8\xff", "JPEG"),
     (b"II*\0", "GTiff"),
     (b"MM\0*", "GTiff"),
     (b"II+\0", "GTiff"),
     (b"MM\0+", "GTiff"),
 )
-_EXIF_ORIENTATION = "EXIF_Orientation"
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +97,7 @@ def picture_of(array: NDArray[np.uint8], *, name: str = "array") -> Picture:
             f"an image array must be uint8 (y, x, 3) or (y, x), got {values.dtype} {values.shape}",
             fix="Stretch other values to 0..255 first, or give the path of a file and its low and high.",
         )
-    notes = () if values.ndim == 3 else ("one grey band: repeated as red, green and blue",)
+    notes = () if values.ndim == 3 else (_GREY,)
     planes = np.moveaxis(values, -1, 0) if values.ndim == 3 else np.stack([values] * 3)
     return Picture(name, _unit(planes, 0.0, 255.0), np.ones(values.shape[:2], bool), RGB, notes=notes)
 
@@ -127,7 +129,10 @@ def read_picture(
     """
     file, where = Path(path), Path(path).name
     _check_stretch(low, high)
-    with _opened(file, where) as dataset:
+    begin = _first_bytes(file, where)
+    if begin.startswith(_JPEG):
+        return _photo(file, where, tuple(bands), (low, high), max_pixels)
+    with _opened(file, begin, where) as dataset:
         _check_size(dataset, where, max_pixels)
         layout = _layout(dataset, tuple(bands), where)
         stored = layout.values(dataset)
@@ -137,14 +142,30 @@ def read_picture(
         georeferenced = dataset.crs is not None and dataset.transform.determinant != 0
         crs = dataset.crs.to_wkt() if georeferenced else None
         transform = Affine(*dataset.transform[:6]) if georeferenced else None
-        turn = 1 if georeferenced else _orientation(dataset)
     notes = [*layout.notes]
     if not valid.all():
         notes.append(f"{100 * float((~valid).mean()):.3g} % of the pixels are not observed (transparent or nodata)")
+    return Picture(where, pixels, valid, layout.names, crs, transform, tuple(notes))
+
+
+def _photo(
+    file: Path, where: str, bands: tuple[str, ...], stretch: tuple[float | None, float | None], max_pixels: int
+) -> Picture:
+    stored, turn = read_jpeg(file, where=where, max_pixels=max_pixels)
+    notes = []
+    if bands:
+        numbers, names, _ = _named(bands, len(stored), where)
+        stored = stored[[number - 1 for number in numbers]]
+    else:
+        names = RGB
+        if len(stored) == 1:
+            stored = np.repeat(stored, 3, axis=0)
+            notes.append(_GREY)
     if turn > 1:
         notes.append("turned upright as the camera noted (EXIF orientation)")
-        pixels, valid = _upright(pixels, turn), _upright(valid[None], turn)[0]
-    return Picture(where, pixels, valid, layout.names, crs, transform, tuple(notes))
+    low, high = (0.0, 255.0) if stretch[0] is None or stretch[1] is None else (stretch[0], stretch[1])
+    pixels = upright(_unit(stored, low, high), turn)
+    return Picture(where, pixels, np.ones(pixels.shape[1:], bool), names, notes=tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -166,19 +187,21 @@ class _Layout:
         return read if len(numbers) == len(self.numbers) else np.repeat(read, len(self.numbers), axis=0)
 
 
-@contextmanager
-def _opened(file: Path, where: str) -> Iterator[Any]:
-    """The dataset, opened by the driver that its first bytes name; errors of GDAL as AssetError."""
-    fix = "Check that the file is whole and opens elsewhere; PNG, JPEG and GeoTIFF are read."
+def _first_bytes(file: Path, where: str) -> bytes:
     try:
         if not file.is_file():
             raise AssetError("asset-not-found", "there is no such image", where=where, fix="Check the path.")
         with file.open("rb") as opened:
-            begin = opened.read(16)
+            return opened.read(16)
     except OSError as error:
-        raise AssetError(
-            "asset-forbidden", "cannot be read", where=where, why=error.strerror or "", fix="Check the path."
-        ) from None
+        why = error.strerror or ""
+        raise AssetError("asset-forbidden", "cannot be read", where=where, why=why, fix="Check the path.") from None
+
+
+@contextmanager
+def _opened(file: Path, begin: bytes, where: str) -> Iterator[Any]:
+    """The dataset, opened by the driver that its first bytes name; errors of GDAL as AssetError."""
+    fix = "Check that the file is whole and opens elsewhere; PNG, JPEG and GeoTIFF are read."
     driver = next((name for magic, name in _DRIVERS if begin.startswith(magic)), None)
     if driver is None:
         what = "is empty" if not begin else "is not a PNG, JPEG or GeoTIFF"
@@ -200,23 +223,18 @@ def _check_size(dataset: Any, where: str, max_pixels: int) -> None:
     largest_block = max((h * w for h, w in dataset.block_shapes), default=0)
     if declared > max_pixels or largest_block > max(max_pixels, 1 << 22):
         size = f"{dataset.width:,} x {dataset.height:,} px" if declared > max_pixels else f"blocks of {largest_block:,} px"
-        raise AssetError(
-            "asset-too-big",
-            f"declares {size} (limit {max_pixels:,} pixels)",
-            where=where,
-            fix="Nothing was decoded. Raise --max-pixels if you trust the file, cut it, or map it as a run: docs/guides.",
-        )
+        raise too_big(where, size, max_pixels)
 
 
 def _layout(dataset: Any, bands: tuple[str, ...], where: str) -> _Layout:
     if bands:
-        return _named_layout(dataset, bands, where)
+        return _Layout(*_named(bands, dataset.count, where))
     count, colours = dataset.count, dataset.colorinterp
     if colours[0] == ColorInterp.palette and count == 1:
         return _Layout((1, 1, 1), RGB, palette=_palette(dataset), notes=("palette: turned into red, green and blue",))
     alpha = count if colours[-1] == ColorInterp.alpha and count in (2, 4) else 0
     if count - bool(alpha) == 1:
-        return _Layout((1, 1, 1), RGB, alpha, notes=("one grey band: repeated as red, green and blue",))
+        return _Layout((1, 1, 1), RGB, alpha, notes=(_GREY,))
     if count == 3:
         return _Layout((1, 2, 3), RGB)
     if count == 4:
@@ -232,16 +250,16 @@ def _layout(dataset: Any, bands: tuple[str, ...], where: str) -> _Layout:
     )
 
 
-def _named_layout(dataset: Any, bands: tuple[str, ...], where: str) -> _Layout:
-    if len(bands) != dataset.count:
+def _named(bands: tuple[str, ...], count: int, where: str) -> tuple[tuple[int, ...], tuple[str, ...], int]:
+    """Numbers (from 1) and names of the bands that are used, and the number of the alpha band or 0."""
+    if len(bands) != count:
         fix = 'Name every band of the file in its order; "-" leaves one out.'
-        raise ConfigError("config-invalid", f"{len(bands)} names for {dataset.count} bands", where=where, fix=fix)
+        raise ConfigError("config-invalid", f"{len(bands)} names for {count} bands", where=where, fix=fix)
     used = [(number, name) for number, name in enumerate(bands, 1) if name not in (DROPPED, ALPHA)]
-    names = [name for _, name in used]
+    names = tuple(name for _, name in used)
     if not used or "" in names or len(set(names)) != len(names) or bands.count(ALPHA) > 1:
         raise ConfigError("config-invalid", f"band names must differ and not be empty: {','.join(bands)}", where=where)
-    alpha = bands.index(ALPHA) + 1 if ALPHA in bands else 0
-    return _Layout(tuple(number for number, _ in used), tuple(names), alpha)
+    return tuple(number for number, _ in used), names, bands.index(ALPHA) + 1 if ALPHA in bands else 0
 
 
 def _is_transparency(dataset: Any, alpha: int) -> bool:
@@ -317,24 +335,3 @@ def _unit(stored: NDArray[Any], low: float, high: float) -> NDArray[np.float32]:
         return stored.astype(np.float32) / np.float32(255)
     values = np.clip(stored, low, high)
     return ((values - low) / (high - low)).astype(np.float32)
-
-
-def _orientation(dataset: Any) -> int:
-    """Orientation that the camera noted, 1..8, 1 where there is none; only JPEG carries it through GDAL."""
-    noted = dataset.tags().get(_EXIF_ORIENTATION, "1").strip()
-    return int(noted) if noted in tuple("12345678") else 1
-
-
-def _upright(planes: NDArray[Any], turn: int) -> NDArray[Any]:
-    """Arrays (band, y, x) put upright from EXIF orientation `turn` (Exif 2.32, tag 274)."""
-    if turn in (2, 3):
-        planes = planes[:, :, ::-1]
-    if turn in (3, 4):
-        planes = planes[:, ::-1]
-    if turn in (5, 6, 7, 8):
-        planes = planes.transpose(0, 2, 1)
-        if turn in (6, 7):
-            planes = planes[:, :, ::-1]
-        if turn in (7, 8):
-            planes = planes[:, ::-1]
-    return np.ascontiguousarray(planes)
