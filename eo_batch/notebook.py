@@ -1,4 +1,4 @@
-"""The door for Python: `eo_batch.open_run(path)` gives masks, scores, footprints and items of a run, lazily.
+"""The door for Python: `eo_batch.open_run(path)` gives masks, scores, footprints, boxes and items of a run, lazily.
 
 Reading needs no model and no network. Nothing here writes into a run.
 """
@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eo_batch.core.arrays import SCORE_STEPS
+from eo_batch.core.digest import sha256
 from eo_batch.core.errors import ConfigError
 from eo_batch.outputs.cube import open_cube
+from eo_batch.outputs.layers import read_notes
 from eo_batch.outputs.store import Store
 from eo_batch.run.manifest import read_manifest, read_request
 from eo_batch.run.status import Status, run_status
@@ -167,16 +169,50 @@ class Run:
         ------
         ConfigError : unknown prompt or time step, a bbox that is none, or a run without merged footprints.
         """
+        return self._layer("footprints.parquet", prompt, bbox, time, bbox_crs)
+
+    def boxes(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        bbox: Sequence[float] | None = None,
+        *,
+        time: str | Sequence[str] | None = None,
+        bbox_crs: str = LONLAT,
+    ) -> geopandas.GeoDataFrame:
+        """Boxes of objects that `eo-batch products` made; parameters and errors as `footprints`."""
+        return self._layer("products/boxes.parquet", prompt, bbox, time, bbox_crs)
+
+    def zones(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        bbox: Sequence[float] | None = None,
+        *,
+        time: str | Sequence[str] | None = None,
+        bbox_crs: str = LONLAT,
+    ) -> geopandas.GeoDataFrame:
+        """Figures of zones that `eo-batch products` made, a row per zone, time and prompt; parameters as `footprints`."""
+        return self._layer("products/zones.parquet", prompt, bbox, time, bbox_crs)
+
+    def _layer(
+        self,
+        name: str,
+        prompt: str | Sequence[str] | None,
+        bbox: Sequence[float] | None,
+        time: str | Sequence[str] | None,
+        bbox_crs: str,
+    ) -> geopandas.GeoDataFrame:
+        """Rows of a GeoParquet file of the run."""
         import geopandas
 
-        file = self.path / "footprints.parquet"
+        file = self.path / name
         if not file.is_file():
-            raise ConfigError(
-                "config-invalid",
-                "the run has no footprints yet",
-                where=str(self.path),
-                fix=f"They are made at the end: eo-batch resume {self.path}.",
-            )
+            kind = file.stem
+            fix = {
+                "boxes": f"Make them: eo-batch products {self.path}.",
+                "zones": f"Make them: eo-batch products {self.path} --cells SIZE, or --zones FILE.",
+            }.get(kind, f"They are made at the end: eo-batch resume {self.path}.")
+            raise ConfigError("config-invalid", f"the run has no {kind} yet", where=str(self.path), fix=fix)
+        self._warn_if_outdated(name)
         filters = []
         if prompt is not None:
             filters.append(("prompt", "in", self._prompt_texts(prompt)))
@@ -186,6 +222,13 @@ class Run:
         bounds = None if area is None else area.bounds
         found = geopandas.read_parquet(file, bbox=bounds, filters=filters or None)
         return found if area is None else found[found.intersects(area)].reset_index(drop=True)
+
+    def _warn_if_outdated(self, name: str) -> None:
+        store = Store(self.path)
+        notes = read_notes(store, name)
+        if notes is not None and (not store.exists("COMPLETE.json") or notes.get("run") != sha256(store.get("COMPLETE.json"))):
+            text = f"{name} was made from an earlier state of the run in {self.path}. Make it again: eo-batch products"
+            warnings.warn(text, UserWarning, stacklevel=4)
 
     @cached_property
     def items(self) -> geopandas.GeoDataFrame:

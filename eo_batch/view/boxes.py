@@ -61,9 +61,10 @@ def draw_layers(store: Store, cube: Any, *, time: int, label: str, zones: bool, 
     pixel = abs(float(cube.attrs["spatial:transform"][0]))
     scale = factor / (pixel * step)
     draw = ImageDraw.Draw(picture)
-    if zones:
-        _draw_zones(draw, store, label, left=left, top=top, scale=scale)
+    numbers = _draw_zones(draw, store, label, left=left, top=top, scale=scale) if zones else []
     counts = _draw_boxes(draw, store, label, colours, left=left, top=top, scale=scale)
+    for place, text in numbers:
+        draw.text(place, text, fill=_ZONE_INK, font=_font(), anchor="mm", stroke_width=2, stroke_fill="white")
     entries: list[Entry] = [(colours[text], f"{text}  {counts[text]:,} boxes") for text in texts]
     if has_gaps(masks):
         entries.append(GAP)
@@ -86,25 +87,31 @@ def _draw_boxes(
     return counts
 
 
-def _draw_zones(draw: ImageDraw.ImageDraw, store: Store, label: str, *, left: float, top: float, scale: float) -> None:
-    """Draw outlines of zones and, where there is room, the counts of their prompts."""
+def _draw_zones(
+    draw: ImageDraw.ImageDraw, store: Store, label: str, *, left: float, top: float, scale: float
+) -> list[tuple[tuple[float, float], str]]:
+    """Draw outlines of zones; where there is room for the counts of their prompts, their places and texts."""
     import geopandas
 
     rows = geopandas.read_parquet(
         store.local_path(ZONES), columns=["zone", "prompt", "count", "geometry"], filters=[("step", "==", label)]
     )
-    font = ImageFont.load_default(size=12)
+    numbers = []
     for number, (_, zone) in enumerate(rows[~rows.geometry.isna()].groupby("zone", sort=False)):
         if number == MAX_ZONES:
-            return
+            break
         shape = zone.geometry.iloc[0]
         for part in shapely.get_parts(shape):
             draw.polygon(_on_picture(part.exterior, left, top, scale), outline=_ZONE_INK)
-        text = " ".join(str(count) for count in zone["count"])
+        text = "/".join(str(count) for count in zone["count"])
         x0, _, x1, _ = shape.bounds
-        if zone["count"].any() and font.getlength(text) + 6 < (x1 - x0) * scale:
-            (place,) = _on_picture(shape.representative_point(), left, top, scale)
-            draw.text(place, text, fill=_ZONE_INK, font=font, anchor="mm")
+        if zone["count"].any() and _font().getlength(text) + 6 < (x1 - x0) * scale:
+            numbers.append((_on_picture(shape.representative_point(), left, top, scale)[0], text))
+    return numbers
+
+
+def _font() -> Any:
+    return ImageFont.load_default(size=12)
 
 
 def _on_picture(shape: Any, left: float, top: float, scale: float) -> list[tuple[float, float]]:
