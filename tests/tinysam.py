@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from formula import remotesam_state
-from safetensors.torch import save_file
 from toy import toy_pipeline
 
 from eo_batch.core.prompts import Prompt, PromptSet
 from eo_batch.core.spec import ModelSpec
+from eo_batch.models.checkpoints import write_safetensors
 from eo_batch.models.registry import load_segmenter
 from eo_batch.models.remotesam import RemoteSAM, RemoteSAMConfig
 from eo_batch.models.remotesam.segmenter import RemoteSAMSegmenter
@@ -59,7 +59,7 @@ def make_tiny(folder: Path, *, salt: str = "tiny:", change: Any = None, metadata
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "tiny.safetensors"
     right = {"architecture": "remotesam", "config": json.dumps(config.as_dict())}
-    save_file(state, path, metadata=right if metadata is None else metadata)
+    write_safetensors(path, state, right if metadata is None else metadata)
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
     return path
 
