@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eo_batch.models.remotesam.arithmetic import is_fast, linear
 from eo_batch.models.remotesam.config import RemoteSAMConfig
 from eo_batch.models.remotesam.rotated import RotatedConv
+from eo_batch.models.remotesam.winograd import convolve
 
 LEVELS = (4, 3, 2)
 """Names of the steps, coarsest first, as the keys spell them."""
@@ -36,8 +38,21 @@ class Decoder(nn.Module):
                 x = enlarge(x, skip.shape[2:])
             x = torch.cat((x, skip), 1)
             for step in (1, 2):
-                x = F.relu(self.get_submodule(f"bn{step}_{level}")(self.get_submodule(f"conv{step}_{level}")(x)))
-        return self.conv1_1(x)
+                x = _convolve(x, self.get_submodule(f"conv{step}_{level}"), self.get_submodule(f"bn{step}_{level}"))
+        tokens = linear(x.permute(0, 2, 3, 1), self.conv1_1.weight[..., 0, 0], self.conv1_1.bias)
+        return tokens.permute(0, 3, 1, 2)
+
+
+def _convolve(x: Tensor, layer: nn.Module, norm: nn.BatchNorm2d) -> Tensor:
+    """ReLU of the normalised convolution."""
+    if norm.training or not is_fast(x):
+        return F.relu(norm(layer(x)))
+    kernels = layer.kernels(x) if isinstance(layer, RotatedConv) else layer.weight.expand(len(x), -1, -1, -1, -1)
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    shift = norm.bias - norm.running_mean * scale
+    tokens = x.permute(0, 2, 3, 1)
+    made = [convolve(own, kernel * scale[:, None, None, None], shift) for own, kernel in zip(tokens, kernels, strict=True)]
+    return torch.stack(made).permute(0, 3, 1, 2)
 
 
 def enlarge(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:

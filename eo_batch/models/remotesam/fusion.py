@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from eo_batch.models.remotesam.arithmetic import linear
 
 INSTANCE_EPS = 1e-5
 PADDING_SCORE = -10000.0
@@ -50,13 +51,13 @@ class WordAttention(nn.Module):
         return Words(key.transpose(1, 2) * key.shape[-1] ** -0.5, value, score)
 
     def query(self, x: Tensor) -> Tensor:
-        """What the tokens ask: (B, HW, C)."""
-        return instance_norm(pointwise(self.f_query[0], x))
+        """What the tokens ask, (B, HW, C), before its instance norm."""
+        return pointwise(self.f_query[0], x)
 
     def forward(self, query: Tensor, words: Words) -> Tensor:
-        """What the words answer to `query`, (B, HW, C)."""
+        """What the words answer to normalised queries, (B, HW, C), before its instance norm."""
         score = (query @ words.key).float() + words.score
-        return instance_norm(score.softmax(-1).to(query.dtype) @ words.value)
+        return score.softmax(-1).to(query.dtype) @ words.value
 
 
 class LanguageFusion(nn.Module):
@@ -69,21 +70,26 @@ class LanguageFusion(nn.Module):
         self.project_mm = nn.Sequential(nn.Conv1d(dim, dim, 1))
 
     def look(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The part that no prompt changes: projected tokens and queries, each (B, HW, C)."""
-        return F.gelu(pointwise(self.vis_project[0], x)), self.image_lang_att.query(x)
+        """The part that no prompt changes: projected tokens, and queries before their instance norm, each (B, HW, C)."""
+        return pointwise(self.vis_project[0], x, activation="gelu"), self.image_lang_att.query(x)
 
-    def forward(self, seen: Tensor, query: Tensor, words: Words) -> Tensor:
-        """Fused tokens (B, HW, C) of what `look` and `words` gave."""
-        said = self.image_lang_att(query, words)
-        return F.gelu(pointwise(self.project_mm[0], seen * said))
+    def fuse(self, look: Tensor, said: Tensor) -> Tensor:
+        """Fused tokens (B, HW, C) of what `look` gave and the normalised answer of the words."""
+        return pointwise(self.project_mm[0], look * said, activation="gelu")
 
 
-def pointwise(conv: nn.Conv1d, x: Tensor) -> Tensor:
+def pointwise(conv: nn.Conv1d, x: Tensor, *, activation: str = "none") -> Tensor:
     """A convolution of width one as what it is on tokens (..., C): a linear layer."""
-    return F.linear(x, conv.weight[..., 0], conv.bias)
+    return linear(x, conv.weight[..., 0], conv.bias, activation=activation)
 
 
-def instance_norm(x: Tensor) -> Tensor:
-    """Tokens (B, HW, C) with mean 0 and variance 1 over HW, computed in float32 (arXiv 1607.08022, without scale)."""
-    variance, mean = torch.var_mean(x.float(), 1, correction=0, keepdim=True)
-    return ((x.float() - mean) * torch.rsqrt(variance + INSTANCE_EPS)).to(x.dtype)
+class InstanceNorm:
+    """Makes tokens (B, HW, C) have mean 0 and variance 1 over HW, in float32 (arXiv 1607.08022, without scale)."""
+
+    def __init__(self, x: Tensor) -> None:
+        variance, self._mean = torch.var_mean(x.float(), 1, correction=0, keepdim=True)
+        self._scale = torch.rsqrt(variance + INSTANCE_EPS)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Some or all of the tokens, normalised by the figures of all."""
+        return ((x.float() - self._mean) * self._scale).to(x.dtype)

@@ -14,18 +14,18 @@ from torch import Tensor, nn
 
 
 class ReceptiveBranch(nn.Module):
-    """Tokens times a gate between 0 and 1; needs a square grid."""
+    """A factor between 0 and 1 for every token; needs a square grid."""
 
     def __init__(self) -> None:
         super().__init__()
         self.repblock = RepBlock()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Gated tokens (B, HW, C)."""
+        """Factors (B, HW, 1) of tokens (B, HW, C)."""
         batch, count, _ = x.shape
         side = isqrt(count)
         mean = x.float().mean(-1).reshape(batch, 1, side, side).to(x.dtype)
-        return x * self.repblock(mean).reshape(batch, count, 1)
+        return self.repblock(mean).reshape(batch, count, 1)
 
 
 class RepBlock(nn.Module):

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eo_batch.models.remotesam.arithmetic import ROWS, is_fast
+
 LARGEST_TURN = radians(40.0)
 
 
@@ -42,7 +44,15 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Strengths in (0, 1) and angles in radians, each (B,)."""
-        x = F.relu(self.norm(self.dwc(x))).mean((2, 3))
+        height, width = x.shape[2:]
+        step = max(1, ROWS // width) if is_fast(x) else height
+        total = torch.zeros_like(x[:, :, 0, 0])
+        for first in range(0, height, step):
+            end = min(first + step, height)
+            band = F.pad(x[:, :, max(first - 1, 0) : end + 1], (0, 0, int(first == 0), int(end == height)))
+            response = F.conv2d(band, self.dwc.weight, padding=(0, 1), groups=len(self.dwc.weight))
+            total = total + F.relu(self.norm(response)).sum((2, 3))
+        x = total / (height * width)
         return torch.sigmoid(self.fc_alpha(x))[:, 0], LARGEST_TURN * F.softsign(self.fc_theta(x))[:, 0]
 
 

@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eo_batch.models.remotesam.arithmetic import ROWS, Linear, by_rows, is_fast, linear
 from eo_batch.models.remotesam.config import PATCH_PX
-
-SHIFT_MASK = -100.0
-"""Added to attention between tokens that are neighbours only because the grid was rolled."""
+from eo_batch.models.remotesam.windows import WindowBand, window_bands
 
 
 class PatchEmbedding(nn.Module):
@@ -32,14 +31,16 @@ class PatchMerging(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
         self.norm = nn.LayerNorm(4 * dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, ceil(h/2), ceil(w/2), 2C) of tokens (B, h, w, C)."""
         x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         corners = (x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2])
-        return self.reduction(self.norm(torch.cat(corners, -1)))
+        cells = torch.cat(corners, -1)
+        (merged,) = by_rows(lambda part: (self.reduction(self.norm(part)),), cells.flatten(1, 2))
+        return merged.unflatten(1, cells.shape[1:3])
 
 
 class WindowAttention(nn.Module):
@@ -53,8 +54,8 @@ class WindowAttention(nn.Module):
         self.scale = (dim // heads) ** -0.5
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         self.register_buffer("relative_position_index", torch.zeros(window**2, window**2, dtype=torch.int64))
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
 
     def reset_buffers(self) -> None:
         """Write which row of the table each pair (query, key) of a window reads."""
@@ -65,26 +66,27 @@ class WindowAttention(nn.Module):
         self.relative_position_index.copy_(dy * (2 * self.window - 1) + dx)
 
     def position_bias(self) -> Tensor:
-        """What is added to the attention of every window, (heads, query, key)."""
+        """What is added to the attention of every window, (1, heads, query, key)."""
         size = self.window**2
         table = self.relative_position_bias_table[self.relative_position_index.reshape(-1)]
-        return table.reshape(size, size, self.heads).permute(2, 0, 1)
+        return table.reshape(size, size, self.heads).permute(2, 0, 1)[None]
 
-    def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
-        """Attended tokens.
-
-        Parameters
-        ----------
-        windows : (B * n, window * window, C), the n windows of each grid together.
-        mask : (n, query, key), added to the attention; None: nothing.
-        """
-        count, size, dim = windows.shape
-        q, k, v = self.qkv(windows).reshape(count, size, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        bias = self.position_bias()[None]
-        if mask is not None:
-            bias = (bias + mask[:, None]).repeat(count // len(mask), 1, 1, 1)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype), scale=self.scale)
-        return self.proj(x.transpose(1, 2).reshape(count, size, dim))
+    def forward(self, x: Tensor, band: WindowBand, bias: Tensor) -> Tensor:
+        """Attended tokens of a band, (B, n, C), in its order; query, key and value of padding are the layer's bias."""
+        batch, _, dim = x.shape
+        qkv = self.qkv(x)
+        if band.is_padded:
+            padded = self.qkv.bias.to(qkv.dtype).repeat(batch, band.count * self.window**2, 1)
+            qkv = padded.index_copy_(1, band.slots, qkv)
+        qkv = qkv.reshape(batch, band.count, self.window**2, 3, self.heads, -1).permute(3, 0, 1, 4, 2, 5)
+        parts = []
+        for first, end, mask in band.groups:
+            q, k, v = (part[:, first:end].flatten(0, 1) for part in qkv)
+            score = (bias if mask is None else bias + mask).to(q.dtype)
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=score, scale=self.scale)
+            parts.append(attended.transpose(1, 2).reshape(batch, -1, dim))
+        attended = torch.cat(parts, 1)
+        return self.proj(attended[:, band.slots] if band.is_padded else attended)
 
 
 class Mlp(nn.Module):
@@ -92,12 +94,12 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens of the same shape."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(linear(x, self.fc1.weight, self.fc1.bias, activation="gelu"))
 
 
 class SwinBlock(nn.Module):
@@ -113,31 +115,12 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, h, w, C) of the same shape."""
-        x = x + self._attend(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-    def _attend(self, x: Tensor) -> Tensor:
-        batch, height, width, dim = x.shape
-        x = F.pad(x, (0, 0, 0, -width % self.window, 0, -height % self.window))
-        rows, cols = x.shape[1] // self.window, x.shape[2] // self.window
-        mask = None
-        if self.shift:
-            x = x.roll((-self.shift, -self.shift), (1, 2))
-            mask = shift_mask(rows, cols, self.window, self.shift, x)
-        x = x.reshape(batch, rows, self.window, cols, self.window, dim).transpose(2, 3)
-        x = self.attn(x.reshape(-1, self.window**2, dim), mask)
-        x = x.reshape(batch, rows, cols, self.window, self.window, dim).transpose(2, 3)
-        x = x.reshape(batch, rows * self.window, cols * self.window, dim)
-        if self.shift:
-            x = x.roll((self.shift, self.shift), (1, 2))
-        return x[:, :height, :width]
-
-
-def shift_mask(rows: int, cols: int, window: int, shift: int, like: Tensor) -> Tensor:
-    """Mask (rows * cols, query, key) that parts what rolling the grid has joined."""
-    part = torch.zeros(rows * window, cols * window, device=like.device)
-    for edge in (window, shift):
-        part[-edge:] += 1
-        part[:, -edge:] += 3
-    part = part.reshape(rows, window, cols, window).transpose(1, 2).reshape(rows * cols, -1)
-    return torch.where(part[:, None] == part[:, :, None], 0.0, SHIFT_MASK).to(like.dtype)
+        height, width = x.shape[1:3]
+        tokens, bias = x.flatten(1, 2), self.attn.position_bias()
+        out = torch.empty_like(tokens)
+        rows = ROWS if is_fast(x) else height * width
+        for band in window_bands(height, width, self.window, self.shift, rows, x.device):
+            own = tokens[:, band.tokens]
+            out.index_copy_(1, band.tokens, own + self.attn(self.norm1(own), band, bias))
+        (out,) = by_rows(lambda part: (part + self.mlp(self.norm2(part)),), out)
+        return out.unflatten(1, (height, width))

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from eo_batch.models.remotesam.arithmetic import by_rows, linear
 from eo_batch.models.remotesam.config import STAGES, RemoteSAMConfig
 from eo_batch.models.remotesam.cross_scale import CrossScale
-from eo_batch.models.remotesam.fusion import LanguageFusion, Words
+from eo_batch.models.remotesam.fusion import InstanceNorm, LanguageFusion, Words
 from eo_batch.models.remotesam.receptive import ReceptiveBranch
 from eo_batch.models.remotesam.swin import PatchEmbedding, PatchMerging, SwinBlock
 
@@ -30,10 +31,14 @@ class Seen(NamedTuple):
 
 
 class Gate(nn.Sequential):
-    """A factor in (-1, 1) for every number of every token."""
+    """Tokens times a factor in (-1, 1) for every number of every token."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(nn.Linear(dim, dim, bias=False), nn.ReLU(), nn.Linear(dim, dim, bias=False), nn.Tanh())
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Gated tokens (..., C): the factor times `input`."""
+        return linear(linear(input, self[0].weight, activation="relu"), self[2].weight, activation="tanh") * input
 
 
 class Stage(nn.Module):
@@ -62,19 +67,25 @@ class Stage(nn.Module):
         for block in self.blocks:
             x = block(x)
         grid, x = (x.shape[1], x.shape[2]), x.flatten(1, 2)
-        look, query = self.fusion.look(x)
-        if self.downsample is not None:
-            gated = self.visual_residual(x)
-            x = x + self.visual_gate(gated) * gated
-        return Seen(grid, x, look, query)
-
-    def hear(self, seen: Seen, words: Words) -> tuple[Tensor, Tensor | None]:
-        """Fused tokens (B, HW, C), and the tokens (B, h', w', C') of the next stage."""
-        fused = self.fusion(seen.look, seen.query, words)
         if self.downsample is None:
-            return fused, None
-        x = seen.carried + self.res_gate(fused) * fused
-        return fused, self.downsample(x.unflatten(1, seen.grid))
+            return Seen(grid, x, *by_rows(self.fusion.look, x))
+        factor = self.visual_residual(x)
+        return Seen(grid, *by_rows(lambda x, factor: (x + self.visual_gate(x * factor), *self.fusion.look(x)), x, factor))
+
+    def hear(self, seen: Seen, words: Words, norm: nn.LayerNorm) -> tuple[Tensor, Tensor | None]:
+        """Normalised fused tokens (B, HW, C), and the tokens (B, h', w', C') of the next stage."""
+        asked = InstanceNorm(seen.query)
+        (said,) = by_rows(lambda query: (self.fusion.image_lang_att(asked(query), words),), seen.query)
+        answered = InstanceNorm(said)
+
+        def fuse(look: Tensor, said: Tensor, carried: Tensor) -> tuple[Tensor, ...]:
+            fused = self.fusion.fuse(look, answered(said))
+            return (norm(fused),) if self.downsample is None else (norm(fused), carried + self.res_gate(fused))
+
+        out, *following = by_rows(fuse, seen.look, said, seen.carried)
+        if self.downsample is None:
+            return out, None
+        return out, self.downsample(following[0].unflatten(1, seen.grid))
 
 
 class Trunk(nn.Module):
@@ -100,9 +111,8 @@ class Trunk(nn.Module):
         """Maps (B, C, h, w) of the four stages, finest first, before they meet in the cross-scale module."""
         maps = []
         for number, stage in enumerate(self.layers):
-            fused, following = stage.hear(seen, words[number])
-            normed = self.get_submodule(f"norm{number}")(fused)
-            maps.append(normed.transpose(1, 2).unflatten(2, seen.grid).contiguous())
+            normed, following = stage.hear(seen, words[number], self.get_submodule(f"norm{number}"))
+            maps.append(normed.transpose(1, 2).unflatten(2, seen.grid))
             if following is not None:
                 seen = self.layers[number + 1].see(following)
         return maps
