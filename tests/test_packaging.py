@@ -17,6 +17,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from tinysam import make_tiny
 
 from eo_batch.core.spec import parse_catalog, parse_pipeline
 from eo_batch.models.registry import load_segmenter
@@ -134,8 +135,17 @@ def test_there_are_at_least_six_pipelines_and_the_three_catalogs() -> None:
     assert {path.stem for path in CATALOGS} >= {"earth-search", "planetary-computer", "local"}
 
 
+@pytest.fixture(scope="session")
+def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder that holds a small network where fetched weights would be."""
+    folder = tmp_path_factory.mktemp("weights")
+    make_tiny(folder / "remotesam", name="remotesam")
+    return folder
+
+
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
-def test_pipeline_is_valid_and_its_prompts_are_served(path: Path) -> None:
+def test_pipeline_is_valid_and_its_prompts_are_served(path: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EO_BATCH_WEIGHTS", str(small_weights))
     spec = parse_pipeline(path.read_bytes(), where=path.name)
     assert path.read_text().startswith("# "), "the first line says what it maps"
     segmenter = load_segmenter(spec.model, spec.source.bands)

@@ -44,7 +44,9 @@ def tiny_config(**sizes: Any) -> RemoteSAMConfig:
     return RemoteSAMConfig(**{**small, **sizes})
 
 
-def make_tiny(folder: Path, *, salt: str = "tiny:", change: Any = None, metadata: dict[str, str] | None = None) -> Path:
+def make_tiny(
+    folder: Path, *, name: str = "tiny", salt: str = "tiny:", change: Any = None, metadata: dict[str, str] | None = None
+) -> Path:
     """Write weights by the formula and their vocabulary into `folder`; returns the weights.
 
     Parameters
@@ -57,7 +59,7 @@ def make_tiny(folder: Path, *, salt: str = "tiny:", change: Any = None, metadata
     if change is not None:
         change(state)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "tiny.safetensors"
+    path = folder / f"{name}.safetensors"
     right = {"architecture": "remotesam", "config": json.dumps(config.as_dict())}
     write_safetensors(path, state, right if metadata is None else metadata)
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
