@@ -31,6 +31,9 @@ COMMANDS = (
     ("doctor",),
     ("demo",),
     ("models", "list"),
+    ("models", "show"),
+    ("models", "fetch"),
+    ("models", "convert"),
     ("pipelines", "list"),
     ("pipelines", "show"),
 )

@@ -63,5 +63,8 @@ class BytesProgress:
         if what != self._what:
             if self._task is not None:
                 self._bar.remove_task(self._task)
-            self._task, self._what = self._bar.add_task(plain(what), total=total), what
+            self._task, self._what = (
+                self._bar.add_task(plain(what), total=total, completed=done),
+                what,
+            )  # no speed for what was there
         self._bar.update(self._task, completed=done, total=total)

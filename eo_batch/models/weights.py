@@ -200,7 +200,8 @@ def check_values(name: str, tensor: Any, built: Any, *, where: str) -> None:
 
     fix = "Fetch or convert the weights again; a checkpoint of a training that diverged cannot be used."
     if tensor.is_floating_point():
-        if not bool(torch.isfinite(tensor).all()):
+        ends = torch.stack(torch.aminmax(tensor)) if tensor.numel() else tensor  # NaN if one number is; no copy of them all
+        if not bool(torch.isfinite(ends).all()):
             raise ModelError("model-load", f"{name} holds NaN or infinite numbers", where=where, fix=fix)
     elif tensor.dim() and not built.is_meta and not torch.equal(tensor.cpu(), built.cpu()):
         raise ModelError("model-load", f"{name} is not the table that the network is built with", where=where, fix=fix)
