@@ -1,7 +1,7 @@
 """eo-batch: region in, map out.
 
-`open_run(path)` opens a finished or unfinished run. Everything else is imported from the rooms where it lives
-(see ARCHITECTURE.md).
+`open_run(path)` opens a finished or unfinished run, `segment_image(image, prompts)` asks about one image. Everything else is
+imported from the rooms where it lives (see ARCHITECTURE.md).
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from eo_batch.version import __version__
 
-__all__ = ["__version__", "open_run"]
+__all__ = ["__version__", "open_run", "segment_image"]
 
 if TYPE_CHECKING:
-    from eo_batch.notebook import open_run
+    from eo_batch.notebook import open_run, segment_image
 
 
 def __getattr__(name: str) -> Any:
-    if name == "open_run":
-        from eo_batch.notebook import open_run
+    if name in ("open_run", "segment_image"):
+        from eo_batch import notebook
 
-        return open_run
+        return getattr(notebook, name)
     raise AttributeError(f"module 'eo_batch' has no attribute {name!r}")

@@ -1,6 +1,7 @@
-"""The door for Python: `eo_batch.open_run(path)` gives masks, scores, footprints, boxes and items of a run, lazily.
+"""The door for Python: `eo_batch.open_run(path)` gives masks, scores, footprints, boxes and items of a run, lazily, and
+`eo_batch.segment_image(image, prompts)` asks a segmenter about one image.
 
-Reading needs no model and no network. Nothing here writes into a run.
+Reading a run needs no model and no network. Nothing here writes into a run.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +26,17 @@ from eo_batch.core.errors import ConfigError
 from eo_batch.outputs.cube import open_cube
 from eo_batch.outputs.layers import read_notes
 from eo_batch.outputs.store import Store
+from eo_batch.run.image_answer import ImageAnswer
 from eo_batch.run.manifest import read_manifest, read_request
 from eo_batch.run.status import Status, run_status
 
 if TYPE_CHECKING:
     import geopandas
     import xarray
+    from numpy.typing import NDArray
     from PIL.Image import Image
+
+    from eo_batch.sources.picture import Picture
 
 LONLAT = "EPSG:4326"
 
@@ -284,6 +289,52 @@ class Run:
             ("time steps", f"{len(self.steps):,}: {', '.join(self.steps[:3])}{', ...' if len(self.steps) > 3 else ''}"),
             ("items", f"{self.manifest['item_count']:,}"),
         ]
+
+
+class ImageView(ImageAnswer):
+    """An `ImageAnswer` that shows itself: in a notebook as its overlay picture."""
+
+    def overlay(self, path: str | Path | None = None, *, shows_boxes: bool = True) -> Image:
+        """Picture of the image with masks, boxes, legend and caption; also written as PNG where `path` is given."""
+        from eo_batch.view.overlay import overlay_of, png_bytes
+
+        picture = overlay_of(self, shows_boxes=shows_boxes, caption=self.caption() if shows_boxes else "")
+        if path is not None:
+            target = Path(path).absolute()
+            Store(target.parent).put(target.name, png_bytes(picture))
+        return picture
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write the overlay, the masks, the boxes and `answer.json` into a folder, as `eo-batch segment` does; their paths."""
+        from eo_batch.run.image_files import write_image_files
+
+        self.overlay(Path(folder) / "overlay.png")
+        return [Path(folder) / "overlay.png", *write_image_files(self, folder)]
+
+    def _repr_png_(self) -> bytes:
+        from eo_batch.view.overlay import png_bytes
+
+        return png_bytes(self.overlay())
+
+    def __repr__(self) -> str:
+        height, width = self.picture.shape
+        found = ", ".join(f"{_shown(text)}: {number}" for text, number in self.counts.items())
+        return f"{_shown(self.picture.name)}, {width:,} x {height:,} px, {self.model} ({self.fit}); objects: {found}"
+
+
+def segment_image(image: str | Path | NDArray[np.uint8] | Picture, prompts: str | Sequence[str], **options: Any) -> ImageView:
+    """What the prompts find in one image, ready to be looked at.
+
+    Parameters
+    ----------
+    image : path of a PNG, JPEG or GeoTIFF; or an array, uint8 (y, x, 3), red, green, blue.
+    prompts : words or sentences.
+    options : as in `eo_batch.run.image.segment_image`: `model`, `fit`, `threshold`, `rules`, `contour`, `bands`, `low`, `high`.
+    """
+    from eo_batch.run.image import segment_image as ask
+
+    answer = ask(image, prompts, **options)
+    return ImageView(**{part.name: getattr(answer, part.name) for part in fields(answer)})
 
 
 def _shown(text: str) -> str:

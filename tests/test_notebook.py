@@ -186,3 +186,20 @@ def test_reading_a_run_needs_no_torch(folder: Path) -> None:
     lines = ("import sys, eo_batch", f"r = eo_batch.open_run({str(folder)!r})", "r.masks, r.footprints(), r.items")
     code = "\n".join((*lines, "assert 'torch' not in sys.modules"))
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[1])
+
+
+def test_an_image_can_be_asked_about_and_shows_itself(tmp_path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    import eo_batch
+
+    image = np.full((60, 80, 3), (15, 40, 20), np.uint8)
+    image[20:40, 30:50] = (225, 225, 230)
+    answer = eo_batch.segment_image(image, "cloud", model="spectral")
+    assert repr(answer) == "array, 80 x 60 px, spectral (whole); objects: cloud: 1"
+    assert answer._repr_png_().startswith(b"\x89PNG")
+    files = answer.save(tmp_path / "out")
+    assert all(file.is_file() for file in files)
+    with Image.open(tmp_path / "out" / "overlay.png") as page:
+        assert page.size == answer.overlay().size

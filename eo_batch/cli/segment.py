@@ -43,6 +43,10 @@ WindowPx = Annotated[int | None, typer.Option(min=16, max=4096, help="Side of a 
 Threshold = Annotated[float, typer.Option(help="Score above which a pixel counts as found, between 0 and 1.")]
 Oriented = Annotated[bool, typer.Option("--oriented", help="Boxes turned with the objects.")]
 MinPixels = Annotated[int, typer.Option(min=1, help="Objects of fewer pixels get no box and are not counted.")]
+Contours = Annotated[
+    str | None, typer.Option(help="Part touching objects along the outlines that a contour network finds: its name or folder.")
+]
+ContourThreshold = Annotated[float, typer.Option(help="Outlines likelier than this part objects.")]
 Rules = Annotated[str, typer.Option(help="default, or upstream: RemoteSAM's published rules, quirk by quirk.")]
 Regions = Annotated[int, typer.Option(help="Parts of the image that the caption tells of: 4, 9 or 0.")]
 Seed = Annotated[int | None, typer.Option(help="Draw the wording of the caption. Default: always the same plain one.")]
@@ -78,6 +82,8 @@ def segment(
     threshold: Threshold = 0.5,
     oriented: Oriented = False,
     min_pixels: MinPixels = 1,
+    contours: Contours = None,
+    contour_threshold: ContourThreshold = 0.25,
     rules: Rules = "default",
     regions: Regions = 4,
     seed: Seed = None,
@@ -95,10 +101,8 @@ def segment(
     GeoJSON where it is) and everything as `answer.json`; prints a table and a caption.
     """
     tasks = _tasks(task or [ALL])
-    spec, asked = (
-        _model_spec(model, weights, option or [], window_px),
-        _rules(rules, oriented=oriented, min_pixels=min_pixels, regions=regions),
-    )
+    spec = _model_spec(model, weights, option or [], window_px)
+    asked = _rules(rules, regions=regions, oriented=oriented, min_pixels=min_pixels, contour_threshold=contour_threshold)
     names = [name.strip() for name in bands.split(",")] if bands else []
     with Progress(as_json=False, quiet=quiet or json) as progress:
         progress.note("reading")
@@ -112,6 +116,7 @@ def segment(
             fit=fit,  # type: ignore[arg-type]
             threshold=threshold,
             rules=asked,
+            contour=contours,
             bands=names,
             low=low,
             high=high,
@@ -190,7 +195,7 @@ def _value(text: str) -> str | int | float | bool:
     return text
 
 
-def _rules(name: str, *, oriented: bool, min_pixels: int, regions: int) -> TaskRules:
+def _rules(name: str, *, regions: int, contour_threshold: float, **boxes: Any) -> TaskRules:
     from dataclasses import replace
 
     from eo_batch.core.errors import ConfigError
@@ -201,8 +206,10 @@ def _rules(name: str, *, oriented: bool, min_pixels: int, regions: int) -> TaskR
         raise ConfigError("config-invalid", f'unknown rules "{name}"', where="--rules", fix=f"Known: {', '.join(known)}.")
     if regions not in (0, 4, 9):
         raise ConfigError("config-invalid", f"a caption tells of 4, 9 or 0 regions, not {regions}", where="--regions")
+    if not 0 <= contour_threshold <= 1:
+        raise ConfigError("config-invalid", f"{contour_threshold:g} is not between 0 and 1", where="--contour-threshold")
     made = known[name]
-    return replace(made, boxes=replace(made.boxes, oriented=oriented, min_pixels=min_pixels))
+    return replace(made, boxes=replace(made.boxes, contour_threshold=contour_threshold, **boxes))
 
 
 def _write_overlay(answer: ImageAnswer, folder: Path, tasks: tuple[str, ...], *, regions: int, seed: int | None) -> Path:

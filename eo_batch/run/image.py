@@ -27,6 +27,7 @@ from eo_batch.products.rules import TaskRules
 from eo_batch.products.tasks import semantic
 from eo_batch.run.events import Event, Listener, silent
 from eo_batch.run.image_answer import ImageAnswer
+from eo_batch.run.image_contours import ContourSegmenter, as_rgb, check_contour, open_contours
 from eo_batch.sources.picture import MAX_PIXELS, Picture, picture_of, read_picture
 
 Fit = Literal["auto", "whole", "windows"]
@@ -45,7 +46,7 @@ def segment_image(
     fit: Fit = "auto",
     threshold: float = 0.5,
     rules: TaskRules = _RULES,
-    contour: NDArray[np.floating] | None = None,
+    contour: str | Path | NDArray[np.floating] | None = None,
     bands: Sequence[str] = (),
     low: float | None = None,
     high: float | None = None,
@@ -63,7 +64,8 @@ def segment_image(
         pixels, blended; "auto": whole while the longer side is at most twice the network's.
     threshold : a pixel counts as found if its score is above this.
     rules : how masks become boxes, labels and sentences.
-    contour : float (y, x), how likely an outline runs through each pixel; parts touching objects.
+    contour : name or folder of a contour network (`load_contours`), or its answer, float (y, x), how likely an outline runs
+        through each pixel; parts touching objects.
     bands, low, high, max_pixels : as in `read_picture`.
     listener : told of progress.
 
@@ -74,8 +76,8 @@ def segment_image(
     """
     wanted = prompts if isinstance(prompts, PromptSet) else prompt_set(prompts, threshold=threshold)
     picture = _picture(image, bands=bands, low=low, high=high, max_pixels=max_pixels)
-    if contour is not None and contour.shape != picture.shape:
-        raise ConfigError("config-invalid", f"the contour map is {contour.shape}, the image {picture.shape}", where="contour")
+    outlines = open_contours(contour) if isinstance(contour, str | Path) else None
+    found = check_contour(contour, picture) if outlines is None and contour is not None else None
     listener(Event("start", "loading the segmenter"))
     spec, segmenter = load(model, picture.bands)
     side = side_of(segmenter.info, spec)
@@ -83,6 +85,9 @@ def segment_image(
     check_memory(picture, segmenter.info, prompts=len(wanted), side=side, spec=spec, whole=whole)
     logits = _logits(segmenter, picture, wanted, spec=spec, window_px=None if whole else side, listener=listener)
     scores, masks = decide_scores(logits, wanted)
+    if outlines is not None:
+        listener(Event("start", "finding contours"))
+        found = _contour(outlines, picture, spec=spec, whole=whole, listener=listener)
     if rules.overlap != "independent":
         texts = wanted.texts
         parted = semantic(dict(zip(texts, masks, strict=True)), dict(zip(texts, scores, strict=True)), rules=rules)
@@ -93,7 +98,7 @@ def segment_image(
         scores,
         masks,
         rules=rules,
-        contour=contour,
+        contour=found,
         fit="whole" if whole else "windows",
         window_px=None if whole else side,
         model=segmenter.info.name,
@@ -221,6 +226,15 @@ def _logits(
     return _score_windows(
         segmenter, features, pixels, picture.valid, grid=grid, prompts=len(prompts), batch=spec.batch, listener=listener
     )
+
+
+def _contour(
+    outlines: ContourSegmenter, picture: Picture, *, spec: ModelSpec, whole: bool, listener: Listener
+) -> NDArray[np.float32]:
+    """Contour map float32 (y, x), 0 where nothing is observed."""
+    side = None if whole else outlines.info.network_px
+    logits = _logits(outlines, as_rgb(picture), prompt_set("outline"), spec=spec, window_px=side, listener=listener)
+    return np.nan_to_num(decide_scores(logits, prompt_set("outline"))[0][0], nan=0.0)
 
 
 @contextmanager

@@ -146,6 +146,25 @@ def test_a_small_remotesam_answers_an_image_as_the_network_does_by_hand(tmp_path
         np.testing.assert_allclose(answer.scores[index], at_image, atol=1e-4)
 
 
+def test_contours_come_from_a_network_as_the_image_is_shown(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    from eo_batch.models.contours import load_contours
+
+    sizes = {"hidden_sizes": [8, 8, 8, 8], "depths": [1] * 4, "num_attention_heads": [1] * 4, "decoder_hidden_size": 8}
+    SegformerForSemanticSegmentation(SegformerConfig(num_labels=1, **sizes)).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 64, "width": 64}}))
+    image = np.random.default_rng(2).integers(0, 256, (90, 150, 3), np.uint8)
+    expected = load_contours(tmp_path).contour(image)
+    whole = ask(image, fit="whole", contour=tmp_path)
+    np.testing.assert_allclose(whole.contour, expected, atol=1e-6)
+    windows = ask(image, fit="windows", contour=str(tmp_path))
+    assert windows.contour.shape == (90, 150)
+    assert np.isfinite(windows.contour).all()
+    assert np.abs(windows.contour - expected).max() > 1e-6
+
+
 def test_windows_and_the_whole_image_agree_to_the_bit_where_pixels_stand_alone() -> None:
     image = discs(200, 333)
     whole = ask(image, fit="whole")
@@ -294,6 +313,8 @@ def test_questions_that_make_no_sense_are_refused() -> None:
         ({"threshold": 1.0}, "config-invalid"),
         ({"fit": "best"}, "config-invalid"),
         ({"contour": np.zeros((3, 3), np.float32)}, "config-invalid"),
+        ({"contour": np.zeros(image.shape[:2], np.uint8)}, "config-invalid"),
+        ({"contour": np.full(image.shape[:2], np.nan)}, "config-invalid"),
         ({"model": "spectra"}, "config-invalid"),
     ):
         with pytest.raises(ConfigError) as caught:
