@@ -6,6 +6,7 @@ Reads the run and writes below `RUN/products/`; nothing of the run itself is tou
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -16,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eo_batch.core.digest import sha256
-from eo_batch.core.errors import ConfigError
+from eo_batch.core.errors import ConfigError, IntegrityError
+from eo_batch.outputs.footprints import FOOTPRINTS
 from eo_batch.outputs.layers import (
     BOX_SCHEMA,
     BOXES,
@@ -83,6 +85,7 @@ def make_products(
         raise ConfigError(
             "config-invalid", "the run is not finished: its objects are not joined yet", where=str(store.root), fix=fix
         )
+    _check_footprints(store, marker["files"][FOOTPRINTS])
     say = tell or (lambda share, text: None)
     layer = None if zones is None else load_zones(zones, inputs)
     facts = {"run": sha256(store.get("COMPLETE.json")), "partial": marker["partial"], "rules": rules.facts}
@@ -105,6 +108,16 @@ def make_products(
     say(1.0, "done")
     named = dict(zip(prompts.texts, boxes, strict=True))
     return ProductsSummary(tuple(files), named, len(layer) if layer is not None else 0, tuple(notes), marker["partial"])
+
+
+def _check_footprints(store: Store, expected: str) -> None:
+    """Parquet pages carry no checksum: changed bytes would be read as other objects."""
+    fix = f"Run `eo-batch resume {store.root} --repair`."
+    if not store.exists(FOOTPRINTS):
+        raise IntegrityError("shard-missing", "the footprints of the run are gone", where=FOOTPRINTS, fix=fix)
+    with store.local_path(FOOTPRINTS).open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+            raise IntegrityError("shard-mismatch", "the footprints are not what was written", where=FOOTPRINTS, fix=fix)
 
 
 def _write_boxes(

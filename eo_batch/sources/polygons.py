@@ -249,7 +249,7 @@ def _moved(
     target: str,
     bounds: tuple[float, float, float, float],
 ) -> NDArray[np.object_]:
-    """`shapes` in the CRS `target`; None where a shape has no coordinates there and lies apart from `bounds`."""
+    """`shapes` in the CRS `target`; None where a shape has no (sound) coordinates there and lies apart from `bounds`."""
     from pyproj import CRS, Transformer
     from pyproj.exceptions import CRSError
 
@@ -262,7 +262,7 @@ def _moved(
     forward = Transformer.from_crs(source, goal, always_xy=True)
     step = DENSIFY_DEG if source.is_geographic else DENSIFY_M / source.axis_info[0].unit_conversion_factor
     moved = shapely.transform(_densified(shapes, step), lambda xy: np.stack(forward.transform(xy[:, 0], xy[:, 1]), axis=1))
-    lost = np.flatnonzero(~_all_finite(moved))
+    lost = np.flatnonzero(~_all_finite(moved) | _spans_half_the_globe(shapes, source))
     if len(lost):
         left, bottom, right, top = forward.transform_bounds(*bounds, direction="INVERSE", densify_pts=21)
         near = [shapely.box(left, bottom, right, top)]
@@ -270,10 +270,25 @@ def _moved(
             near = [shapely.box(left, bottom, 180.0, top), shapely.box(-180.0, bottom, right, top)]
         for index in lost.tolist():
             if any(part.intersects(shapes[index]) for part in near):
-                what = f"{_named(ids, index)} reaches where {target} has no coordinates"
+                what = f"{_named(ids, index)} reaches where {target} has no coordinates, or around half the globe"
                 raise _invalid(path, what, fix="Cut the polygons to the neighbourhood of the region first (`ogr2ogr -clipsrc`).")
         moved[lost] = None
     return _mended(path, moved, ids)[0]
+
+
+def _spans_half_the_globe(shapes: NDArray[np.object_], source: Any) -> NDArray[np.bool_]:
+    """Shapes with a part of more than 180 degrees of longitude: a projection would turn it inside out or tear it."""
+    from pyproj import Transformer
+
+    parts, index = shapely.get_parts(shapes, return_index=True)
+    west, south, east, north = shapely.bounds(parts).T
+    back = Transformer.from_crs(source, "EPSG:4326", always_xy=True)
+    lon = np.stack([back.transform(x, y)[0] for x in (west, east) for y in (south, north)])
+    if source.is_geographic:
+        lon = np.stack([west, east])  # as written: a transformation would wrap them
+    out = np.zeros(len(shapes), np.bool_)
+    out[index[~(np.ptp(lon, axis=0) <= 180.0)]] = True
+    return out
 
 
 def _densified(shapes: NDArray[np.object_], step: float) -> NDArray[np.object_]:
@@ -296,7 +311,8 @@ def _densified(shapes: NDArray[np.object_], step: float) -> NDArray[np.object_]:
     low, high = np.where(turned[:, None], stop, start), np.where(turned[:, None], start, stop)
     points = np.where((k == 0)[:, None], start, low + share[:, None] * (high - low))
     rings = np.concatenate([[0], np.cumsum(pieces)])[of_ring]
-    return shapely.from_ragged_array(kind, points, (rings, of_part, of_shape))
+    out = shapely.from_ragged_array(kind, points, (rings, of_part, of_shape))
+    return np.where(shapely.get_num_geometries(out) == 1, shapely.get_geometry(out, 0), out)
 
 
 def _named(ids: tuple[str, ...], index: int) -> str:
