@@ -136,13 +136,16 @@ def read_picture(
         _check_size(dataset, where, max_pixels)
         layout = _layout(dataset, tuple(bands), where)
         stored = layout.values(dataset)
-        ends = (low, high) if low is not None and high is not None else _ends(dataset, stored, where)
         valid = _observed(dataset, layout, stored)
+        ends = (low, high) if low is not None and high is not None else _ends(dataset, stored, valid, where)
         pixels = _unit(np.where(valid, stored, ends[0]) if stored.dtype.kind == "f" else stored, *ends)
         georeferenced = dataset.crs is not None and dataset.transform.determinant != 0
         crs = dataset.crs.to_wkt() if georeferenced else None
         transform = Affine(*dataset.transform[:6]) if georeferenced else None
+        is_scaled = any((dataset.scales[n - 1], dataset.offsets[n - 1]) != (1.0, 0.0) for n in layout.numbers)
     notes = [*layout.notes]
+    if is_scaled:
+        notes.append("scale and offset of the file are not applied: low and high are stored values")
     if not valid.all():
         notes.append(f"{100 * float((~valid).mean()):.3g} % of the pixels are not observed (transparent or nodata)")
     return Picture(where, pixels, valid, layout.names, crs, transform, tuple(notes))
@@ -301,7 +304,7 @@ def _observed(dataset: Any, layout: _Layout, stored: NDArray[Any]) -> NDArray[np
     return valid
 
 
-def _ends(dataset: Any, stored: NDArray[Any], where: str) -> tuple[float, float]:
+def _ends(dataset: Any, stored: NDArray[Any], valid: NDArray[np.bool_], where: str) -> tuple[float, float]:
     """Stored values that become 0 and 1 where the caller names none."""
     if stored.dtype == np.uint8:
         bits = dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS", "8")
@@ -309,14 +312,14 @@ def _ends(dataset: Any, stored: NDArray[Any], where: str) -> tuple[float, float]
         return 0.0, float((1 << int(bits)) - 1) if is_packed else 255.0
     if stored.dtype.kind not in "iuf":
         raise AssetError("asset-contract", f"holds {stored.dtype} values, expected real numbers", where=where)
-    sample = stored[:, :: max(1, stored.shape[1] // 512), :: max(1, stored.shape[2] // 512)].astype(np.float64)
-    sample = sample[np.isfinite(sample)]
+    every = (slice(None, None, max(1, stored.shape[1] // 512)), slice(None, None, max(1, stored.shape[2] // 512)))
+    sample = stored[:, *every][:, valid[every]].astype(np.float64)
     low, high = np.percentile(sample, [2, 98]) if sample.size else (0.0, 1.0)
     raise ConfigError(
         "config-invalid",
         f"holds {stored.dtype} values: it is not known which of them is black and which is white",
         where=where,
-        fix=f"Say so with --low and --high: 96 % of this image lies in {low:.4g}..{high:.4g}. For reflectance stored as 0..10000 "
+        fix=f"Say so with --low and --high: 96 % of this image lies in {low:.6g}..{high:.6g}. For reflectance stored as 0..10000 "
         "and a model that wants reflectance, --low 0 --high 10000.",
     )
 

@@ -25,6 +25,8 @@ from eo_batch.view.preview import (
 
 LONGEST_PX = 1600
 """Longest side of the picture on the page; larger images are shown smaller."""
+MANY = 40
+"""With more boxes than this a label is the score alone: the colour tells the class."""
 NARROWEST_PX = 360
 """A picture of fewer columns gets paper beside it, so that the legend has room."""
 _PAPER = (250, 250, 248)
@@ -137,7 +139,8 @@ def _draw_boxes(
         draw.line([*points, points[0], points[1]], fill=colours[text], width=line, joint="curve")
     taken: list[_Area] = []
     for box, text in sorted(every, key=lambda pair: -pair[0].score):
-        label = f"{text if len(text) <= 24 else text[:22] + '...'} {box.score:.2f}"
+        name = "" if len(every) > MANY else f"{text if len(text) <= 24 else text[:22] + '...'} "
+        label = f"{name}{box.score:.2f}"
         bounds = (box.x0 * factor_xy[0], box.y0 * factor_xy[1], box.x1 * factor_xy[0], box.y1 * factor_xy[1])
         area = _room(bounds, (font.getlength(label) + 6, font.size + 4), picture.size, taken)
         if area is not None:

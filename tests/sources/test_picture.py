@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -167,10 +168,26 @@ def test_values_of_more_than_eight_bits_need_a_stretch_and_the_error_suggests_on
     bands = np.linspace(1000, 3000, 3 * 40 * 50).reshape(3, 40, 50).astype(np.uint16)
     error = _refusal(ConfigError, _raster(tmp_path / "s.tif", bands))
     assert "--low" in error.fix
-    assert "1040..2959" in error.fix
+    low, high = map(float, re.search(r"lies in ([\d.]+?)\.\.([\d.]+)\.", error.fix).groups())
+    assert (low, high) == (pytest.approx(1040, abs=2), pytest.approx(2960, abs=2))
     grey = tmp_path / "grey.png"
     Image.fromarray(bands[0].astype(np.uint16)).save(grey)
     assert "uint16" in _refusal(ConfigError, grey).what
+
+
+def test_the_suggested_stretch_looks_at_what_was_observed(tmp_path: Path) -> None:
+    bands = np.full((3, 40, 50), 65535, np.uint16)
+    bands[:, :20] = 700
+    assert "700..700" in _refusal(ConfigError, _raster(tmp_path / "s.tif", bands, nodata=65535)).fix
+
+
+def test_a_scale_in_the_file_is_not_applied_and_said(tmp_path: Path) -> None:
+    path = _raster(tmp_path / "s.tif", np.full((3, 4, 5), 1000, np.uint16))
+    with rasterio.open(path, "r+") as raster:
+        raster.scales, raster.offsets = (0.0001,) * 3, (-0.1,) * 3
+    picture = read_picture(path, low=0, high=2000)
+    assert (picture.pixels == 0.5).all()
+    assert any("not applied" in note for note in picture.notes)
 
 
 def test_a_stretch_that_is_none_is_refused(tmp_path: Path) -> None:
