@@ -25,7 +25,7 @@ from eo_batch.view.preview import (
 
 LONGEST_PX = 1600
 """Longest side of the picture on the page; larger images are shown smaller."""
-MANY = 40
+MANY = 60
 """With more boxes than this a label is the score alone: the colour tells the class."""
 NARROWEST_PX = 360
 """A picture of fewer columns gets paper beside it, so that the legend has room."""
