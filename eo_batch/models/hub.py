@@ -24,13 +24,24 @@ from eo_batch.models.checkpoints import Architecture, Listener, convert_checkpoi
 from eo_batch.models.disk import check_space, disk_error, sync_folder, whole_file
 from eo_batch.models.hub_client import discreet, hub_endpoint, is_offline, transport_errors
 from eo_batch.models.published import PublishedFile, published_files
-from eo_batch.models.weights import READ_BYTES, SUFFIX, WeightFiles, find_weights, need_libraries, read_metadata, weights_folder
+from eo_batch.models.weights import (
+    READ_BYTES,
+    SUFFIX,
+    WeightFiles,
+    file_sha256,
+    find_weights,
+    need_libraries,
+    read_metadata,
+    weights_folder,
+)
 from eo_batch.version import __version__
 
 TRIES = 5
 """So many failures in a row without a new byte, then we give up."""
 LONGEST_WAIT_S = 60.0
 TIMEOUT_S = 30.0
+SUM_BYTES = 1000
+"""A file with one sha256 is never longer."""
 FOR_GOOD = (400, 401, 403, 404, 410, 451)
 """Answers that asking again does not change."""
 
@@ -179,15 +190,29 @@ def _convert(file: PublishedFile, target: Path, architecture: Architecture, hub:
         source = own
         if not _is_file(own, file, hub):
             _download(file, own, hub)
-    convert_checkpoint(source, target, architecture=architecture, source_sha256=file.sha256, replaces=True, listener=hub.listener)
+    made = convert_checkpoint(
+        source, target, architecture=architecture, source_sha256=file.sha256, replaces=True, listener=hub.listener
+    )
+    line = f"{made.sha256}  {target.name}\n".encode()  # as sha256sum writes and checks it
+    with whole_file(_sum_file(target), needed=len(line)) as out:
+        out.write(line)
     own.unlink(missing_ok=True)
 
 
 def _is_made_from(target: Path, file: PublishedFile) -> bool:
-    try:
-        return target.is_file() and read_metadata(target).get("source_sha256") == file.sha256
-    except ModelError:  # damaged: it is made again
+    """`target` was made from this file, and is what was made; where it is damaged it is made again."""
+    known = _sum_file(target)
+    if not target.is_file() or not known.is_file() or known.stat().st_size > SUM_BYTES:
         return False
+    try:
+        made_from = read_metadata(target).get("source_sha256")
+    except ModelError:
+        return False
+    return made_from == file.sha256 and known.read_bytes().startswith(file_sha256(target).encode())
+
+
+def _sum_file(target: Path) -> Path:
+    return target.with_name(f"{target.name}.sha256")
 
 
 def _is_file(path: Path, file: PublishedFile, hub: _Hub) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import subprocess
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 
 from eo_batch.cli.main import app
 from eo_batch.core.errors import ConfigError, EoBatchError, ModelError, PolicyError
-from eo_batch.models import checkpoints, hub
+from eo_batch.models import checkpoints, hub, weights
 from eo_batch.models import published as table
 from eo_batch.models.checkpoints import find_architecture
 from eo_batch.models.hub import fetch
@@ -76,7 +77,7 @@ def names(folder: Path) -> list[str]:
 
 def test_fetch_gives_the_network_and_the_vocabulary_and_leaves_no_checkpoint(get, originals):
     found = get()
-    assert names(get.folder) == ["small.safetensors", "vocab.txt"]
+    assert names(get.folder) == ["small.safetensors", "small.safetensors.sha256", "vocab.txt"]
     assert found.weights == get.folder / "small.safetensors"
     assert found.vocabulary.read_bytes() == WORDS
     assert found.source_sha256 == hashlib.sha256(originals[0].read_bytes()).hexdigest()
@@ -91,10 +92,19 @@ def test_fetching_again_asks_the_hub_nothing(get, server):
     assert len(server.asked) == asked
 
 
-def test_a_file_of_weights_that_was_damaged_is_fetched_again(get):
+@pytest.mark.parametrize("damage", ["cut", "one bit"])
+def test_a_file_of_weights_that_was_damaged_is_fetched_again(get, damage):
     first = get()
-    first.weights.write_bytes(b"damaged")
+    data = bytearray(first.weights.read_bytes())
+    data[-1] ^= 1
+    first.weights.write_bytes(data[:-100] if damage == "cut" else data)
     assert get() == first
+
+
+def test_sha256sum_can_check_what_was_fetched(get):
+    found = get()
+    line = found.weights.with_name("small.safetensors.sha256").read_text()
+    assert line == f"{hashlib.sha256(found.weights.read_bytes()).hexdigest()}  small.safetensors\n"
 
 
 @pytest.mark.parametrize("kind", ["reset", "short"])
@@ -119,6 +129,35 @@ def test_an_interrupted_process_goes_on_with_the_missing_bytes_alone(get, server
     assert not (get.folder / "small.safetensors").exists()
     get()
     assert server.bodies_of("Small.pth")[-1].range == f"bytes={left}-"
+
+
+CHILD = """
+import sys, time
+sys.path[:0] = sys.argv[2:]
+from pathlib import Path
+from models.test_weights_fetch import NETWORK
+from models.weights_of_tests import published
+from eo_batch.models.hub import fetch
+
+def wait(seconds):
+    print("waiting", flush=True)
+    time.sleep(600)
+
+original = Path(sys.argv[1])
+fetch("small", files=(published(original),), architecture=NETWORK, folder=Path(sys.argv[2]), wait=wait)
+"""
+
+
+def test_a_killed_process_leaves_what_it_had_to_the_next_one(get, server, originals, files):
+    server.script("Small.pth", Fault("short", after=30_000))
+    command = [sys.executable, "-c", CHILD, str(originals[0]), str(get.folder), str(Path(__file__).parents[1])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "waiting\n"
+        child.kill()
+    left = (get.folder / "Small.pth.partial").stat().st_size
+    assert 0 < left <= 30_000
+    get(files=files[:1])
+    assert [asked.range for asked in server.bodies_of("Small.pth")] == ["", f"bytes={left}-"]
 
 
 def test_a_download_that_ended_before_its_conversion_is_not_asked_for_again(get, server, monkeypatch):
@@ -397,6 +436,26 @@ def test_convert_is_a_command_too(command, originals, tmp_path):
     answer = command("convert", originals[0], "--network", "small", "--out", out)
     assert answer.exit_code == 0, answer.stderr
     assert find_weights(out).architecture == "small"
+
+
+def test_convert_takes_the_sizes_of_a_network_from_a_file(command, originals, tmp_path):
+    sizes = tmp_path / "sizes.json"
+    sizes.write_text(json.dumps(SMALL.as_dict()))
+    arguments = ["convert", originals[0], "--network", "small", "--out", tmp_path / "mine.safetensors", "--config", sizes]
+    assert command(*arguments, "--quiet").exit_code == 0
+    sizes.write_text('{"embed_dim": 1e99}')
+    answer = command(*arguments)
+    assert answer.exit_code == 2
+    assert "config-invalid" in answer.stderr
+
+
+def test_without_torch_fetch_says_what_to_install_before_anything_else(command, server, monkeypatch):
+    monkeypatch.setattr(weights, "find_spec", lambda name: None if name == "torch" else object())
+    answer = command("fetch", "small", "--yes")
+    assert answer.exit_code == 2
+    assert 'Run: pip install "eo-batch[models]"' in answer.stderr
+    assert "licence" not in answer.stderr
+    assert server.asked == []
 
 
 def test_the_installed_command_refuses_a_hub_that_serves_another_remotesam(server, originals, tmp_path):
