@@ -133,42 +133,41 @@ def zone_rows(inputs: RunInputs, tally: Tally, presence: Presence, rules: LayerR
     unit_m2 = PixelAreas(inputs.grid).unit_m2
 
     def by_zone(values: NDArray) -> NDArray:
-        return np.repeat(values[part], times * many)
+        return np.repeat(values, times * many)
 
     def by_time(values: NDArray) -> NDArray:
-        return np.repeat(values[part].ravel(), many)
+        return np.repeat(values.ravel(), many)
 
-    def each(values: NDArray) -> NDArray:
-        return values[part].ravel()
-
-    pixels = sums.pixels + layer.pixels_beyond
-    share = np.divide(sums.observed, pixels[:, None], out=np.zeros(sums.observed.shape), where=pixels[:, None] > 0)
-    area = np.broadcast_to(sums.observed_area[:, :, None], sums.covered_area.shape)
-    covered = np.divide(sums.covered_area, area, out=np.full(area.shape, np.nan), where=area > 0)
-    seen = np.isfinite(presence.scores)
-    present = pa.array(each(presence.scores) > rules.tasks.label_threshold, mask=~each(seen))
+    observed, observed_area, covered_area = sums.observed[part], sums.observed_area[part], sums.covered_area[part]
+    pixels = sums.pixels[part] + layer.pixels_beyond[part]
+    share = np.divide(observed, pixels[:, None], out=np.zeros(observed.shape), where=pixels[:, None] > 0)
+    area = np.broadcast_to(observed_area[:, :, None], covered_area.shape)
+    covered = np.divide(covered_area, area, out=np.full(area.shape, np.nan), where=area > 0)
+    told = presence.scores[part].ravel()
+    unknown = np.full(told.shape, np.nan)
+    present = pa.array(told > rules.tasks.label_threshold, mask=~np.isfinite(told))
     names = np.array([*prompts.texts, None], object)
     starts = np.array([microseconds(step.start) for step in inputs.steps])
     columns = {
-        "zone": by_zone(np.array(layer.ids, object)),
+        "zone": by_zone(np.array(layer.ids[part], object)),
         "step": np.tile(np.repeat(np.array([step.label for step in inputs.steps], object), many), zones),
         "time": pa.array(np.tile(np.repeat(starts, many), zones)).cast(ZONE_SCHEMA.field("time").type),
         "prompt": np.tile(names[:-1], zones * times),
         "prompt_id": np.tile(np.array(prompts.ids, object), zones * times),
-        "count": each(tally.counts),
+        "count": tally.counts[part].ravel(),
         "pixels": by_zone(pixels),
-        "observed_pixels": by_time(sums.observed),
+        "observed_pixels": by_time(observed),
         "observed_share": by_time(share),
-        "observed_m2": by_time(sums.observed_area * unit_m2),
-        "covered_pixels": each(sums.covered),
-        "covered_m2": each(sums.covered_area * unit_m2),
-        "covered_share": each(covered),
-        "score_mean": each(sums.mean_scores if spec.output.scores else np.full(seen.shape, np.nan)),
-        "score_max": each(sums.greatest_scores if spec.output.scores else np.full(seen.shape, np.nan)),
-        "presence": each(presence.scores),
+        "observed_m2": by_time(observed_area * unit_m2),
+        "covered_pixels": sums.covered[part].ravel(),
+        "covered_m2": covered_area.ravel() * unit_m2,
+        "covered_share": covered.ravel(),
+        "score_mean": sums.mean_scores[part].ravel() if spec.output.scores else unknown,
+        "score_max": sums.greatest_scores[part].ravel() if spec.output.scores else unknown,
+        "presence": told,
         "presence_from": pa.repeat("scores" if spec.output.scores else "mask", zones * times * many),
         "present": present,
-        "class": by_time(names[presence.best]),
-        "caption": by_time(tally.captions),
+        "class": by_time(names[presence.best[part]]),
+        "caption": by_time(tally.captions[part]),
     }
-    return zone_table(columns, by_zone(layer.shapes))
+    return zone_table(columns, by_zone(layer.shapes[part]))
