@@ -27,11 +27,13 @@ class Progress:
     ----------
     as_json : print events as JSON lines on stdout.
     quiet : show no progress; warnings and failures are still said.
+    unit : what the bar counts.
     """
 
-    def __init__(self, *, as_json: bool, quiet: bool) -> None:
+    def __init__(self, *, as_json: bool, quiet: bool, unit: str = "chunks") -> None:
         self._as_json = as_json
         self._quiet = quiet
+        self._unit = unit
         self._bar: Any = None
         self._task: Any = None
         self._began: float | None = None
@@ -53,6 +55,11 @@ class Progress:
         """Say what is going on now, where the amount of work is not known."""
         if self._bar is not None:
             self._bar.update(self._task, description=plain(text))
+
+    def count(self, done: int, total: int, text: str) -> None:
+        """Say how many units are done."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=plain(text)[:60], total=total, completed=done)
 
     def share(self, done: float, text: str) -> None:
         """Say how much of something that is not chunks is done, 0..1."""
@@ -128,7 +135,7 @@ class Progress:
             text("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            text("chunks"),
+            text(self._unit),
             text("{task.fields[rate]}"),
             TimeElapsedColumn(),
             text("left"),

@@ -104,7 +104,7 @@ def segment(
     spec = _model_spec(model, weights, option or [], window_px)
     asked = _rules(rules, regions=regions, oriented=oriented, min_pixels=min_pixels, contour_threshold=contour_threshold)
     names = [name.strip() for name in bands.split(",")] if bands else []
-    with Progress(as_json=False, quiet=quiet or json) as progress:
+    with Progress(as_json=False, quiet=quiet or json, unit="windows") as progress:
         progress.note("reading")
         from eo_batch.run.image import segment_image
         from eo_batch.run.image_files import write_image_files
@@ -136,18 +136,20 @@ def segment(
 
 
 class _Teller:
-    """Shows events of one image: on the bar of a terminal, else a line now and then."""
+    """Shows events of one image: on the bar of a terminal; elsewhere what begins, and a line now and then."""
 
     def __init__(self, progress: Progress, *, quiet: bool) -> None:
         self._progress, self._quiet, self._last = progress, quiet, time.monotonic()
 
     def __call__(self, event: Event) -> None:
-        if event.total > 1:
-            self._progress.share(event.done / event.total, event.text)
+        if event.total:
+            self._progress.count(event.done, event.total, event.text)
         else:
             self._progress.note(event.text)
+        if self._quiet or sys.stderr.isatty() or event.kind != "window":
+            return
         now = time.monotonic()
-        if not self._quiet and not sys.stderr.isatty() and now - self._last >= LINE_EVERY_S:
+        if event.done == 0 or now - self._last >= LINE_EVERY_S:
             self._last = now
             say(event.text)
 

@@ -86,7 +86,7 @@ def segment_image(
     logits = _logits(segmenter, picture, wanted, spec=spec, window_px=None if whole else side, listener=listener)
     scores, masks = decide_scores(logits, wanted)
     if outlines is not None:
-        listener(Event("start", "finding contours"))
+        listener(Event("start", "finding contours of objects"))
         found = _contour(outlines, picture, spec=spec, whole=whole, listener=listener)
     if rules.overlap != "independent":
         texts = wanted.texts
@@ -104,7 +104,7 @@ def segment_image(
         model=segmenter.info.name,
         model_digest=segmenter.info.digest,
         explanations=explain_prompts(segmenter, wanted),
-        warnings=() if whole else prompt_warnings(segmenter, wanted),
+        warnings=prompt_warnings(segmenter, wanted, sees_whole=whole),
     )
 
 
@@ -220,7 +220,7 @@ def _logits(
         return np.full((len(prompts), *picture.shape), np.nan, np.float32)
     pixels = _physical(picture.pixels, segmenter.info)
     if window_px is None:
-        listener(Event("window", f"the whole image at once, {count}", total=1))
+        listener(Event("window", f"computing the whole image, {count}", total=1))
         return score_image(segmenter, features, pixels=pixels, valid=picture.valid, prompts=len(prompts), where=picture.name)
     grid = image_grid(picture.shape, window_px=window_px, overlap=spec.overlap)
     return _score_windows(
@@ -290,7 +290,8 @@ def _score_windows(
 
 
 def _tell(listener: Listener, done: int, total: int) -> None:
-    listener(Event("window", f"{done} of {total} windows", done=done, total=total))
+    text = f"{done:,} of {total:,} windows" if done else f"{total:,} windows to compute"
+    listener(Event("window", text, done=done, total=total))
 
 
 @dataclass

@@ -61,6 +61,12 @@ def test_a_picture_is_answered_with_a_table_a_caption_and_files(photo: Path, tmp
         assert name in err
 
 
+def test_what_is_computed_is_said_where_there_is_no_terminal(photo: Path, tmp_path: Path) -> None:
+    arguments = (photo, "--model", "spectral", "-p", "cloud", "--out", tmp_path / "a")
+    assert "computing the whole image, 1 prompt" in invoke(*arguments)[2]
+    assert "12 windows to compute" in invoke(*arguments, "--fit", "windows", "--window-px", 64)[2]
+
+
 def test_without_out_files_go_beside_the_work(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     status, _, err = invoke(photo, "--model", "spectral", "-p", "cloud", "-q")
