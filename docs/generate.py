@@ -27,6 +27,7 @@ COMMANDS = (
     ("status",),
     ("verify",),
     ("export",),
+    ("products",),
     ("segment",),
     ("doctor",),
     ("demo",),

@@ -63,6 +63,7 @@ def test_help_of_every_command_teaches() -> None:
         ["status"],
         ["verify"],
         ["export"],
+        ["products"],
         ["segment"],
         ["doctor"],
         ["models", "list"],
