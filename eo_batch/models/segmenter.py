@@ -113,14 +113,19 @@ class Explainer(Protocol):
 class Warner(Protocol):
     """A segmenter that knows which prompts may not mean what their author thinks."""
 
-    def warnings(self, prompts: PromptSet) -> tuple[str, ...]:
-        """Lines for people, in the order of the prompts; none where nothing is amiss."""
+    def warnings(self, prompts: PromptSet, *, sees_whole: bool = False) -> tuple[str, ...]:
+        """Lines for people, in the order of the prompts; none where nothing is amiss.
+
+        Parameters
+        ----------
+        sees_whole : it will see all there is in one window, as with a single image.
+        """
         ...
 
 
-def prompt_warnings(segmenter: Segmenter, prompts: PromptSet) -> tuple[str, ...]:
-    """What an author should know before a run; empty where the segmenter has nothing to say."""
-    return segmenter.warnings(prompts) if isinstance(segmenter, Warner) else ()
+def prompt_warnings(segmenter: Segmenter, prompts: PromptSet, *, sees_whole: bool = False) -> tuple[str, ...]:
+    """What an author should know before a run; empty where the segmenter has nothing to say; see `Warner`."""
+    return segmenter.warnings(prompts, sees_whole=sees_whole) if isinstance(segmenter, Warner) else ()
 
 
 def explain_prompts(segmenter: Segmenter, prompts: PromptSet) -> tuple[str, ...]:

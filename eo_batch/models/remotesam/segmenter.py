@@ -139,9 +139,9 @@ class RemoteSAMSegmenter:
         """The sentence and the word pieces that each prompt is asked with, one line per prompt."""
         return tuple(self._explain(self.wording.ask(text)) for text in prompts.texts)
 
-    def warnings(self, prompts: PromptSet) -> tuple[str, ...]:
+    def warnings(self, prompts: PromptSet, *, sees_whole: bool = False) -> tuple[str, ...]:
         """What an author may not expect: places that mean a window, sentences that are cut, words that are not known."""
-        return tuple(line for text in prompts.texts for line in self._warn(self.wording.ask(text)))
+        return tuple(line for text in prompts.texts for line in self._warn(self.wording.ask(text), sees_whole=sees_whole))
 
     def _encode(self, text: str) -> PromptFeatures:
         import torch
@@ -162,9 +162,9 @@ class RemoteSAMSegmenter:
         kind = "class name" if question.is_class else "sentence"
         return f'"{question.text}" is asked as "{question.sentence}" ({kind}); read as: {" ".join(read.read)}'
 
-    def _warn(self, question: Question) -> list[str]:
+    def _warn(self, question: Question, *, sees_whole: bool) -> list[str]:
         read, lines = self._read(question), []
-        positions = find_positions(question.text)
+        positions = () if sees_whole else find_positions(question.text)
         if positions:
             named = ", ".join(f'"{phrase}"' for phrase in positions)
             lines.append(

@@ -197,6 +197,7 @@ def test_explain_says_the_sentence_and_its_pieces(weights: Path) -> None:
 def test_a_prompt_that_means_a_place_in_the_window_is_told(weights: Path) -> None:
     (line,) = prompt_warnings(load_tiny(weights), PROMPTS)
     assert '"the ship on the left": "on the left" is understood within each window, not within the region' in line
+    assert prompt_warnings(load_tiny(weights), PROMPTS, sees_whole=True) == ()
 
 
 def test_two_hundred_pieces_are_cut_as_the_original_does_and_told(weights: Path) -> None:
