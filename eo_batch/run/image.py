@@ -28,7 +28,7 @@ from eo_batch.products.tasks import semantic
 from eo_batch.run.events import Event, Listener, silent
 from eo_batch.run.image_answer import ImageAnswer
 from eo_batch.run.image_contours import ContourSegmenter, as_rgb, check_contour, open_contours
-from eo_batch.sources.picture import MAX_PIXELS, Picture, picture_of, read_picture
+from eo_batch.sources.picture import MAX_PIXELS, RGB, Picture, picture_of, read_picture
 
 Fit = Literal["auto", "whole", "windows"]
 WHOLE_UP_TO = 2
@@ -36,6 +36,8 @@ WHOLE_UP_TO = 2
 USED_OF_FREE = 0.8
 """Share of the free memory that an image may take."""
 _RULES = TaskRules()
+_BANDS = "bands of the image"
+_NAME_BANDS = "Name the bands that the image has, in their order (--bands), or choose another model."
 
 
 def segment_image(
@@ -80,10 +82,11 @@ def segment_image(
     found = check_contour(contour, picture) if outlines is None and contour is not None else None
     listener(Event("start", "loading the segmenter"))
     spec, segmenter = load(model, picture.bands)
+    shown = picture.select(segmenter.info.bands or picture.bands)
     side = side_of(segmenter.info, spec)
     whole = is_whole(fit, picture.shape, side, segmenter.info)
-    check_memory(picture, segmenter.info, prompts=len(wanted), side=side, spec=spec, whole=whole)
-    logits = _logits(segmenter, picture, wanted, spec=spec, window_px=None if whole else side, listener=listener)
+    check_memory(shown, segmenter.info, prompts=len(wanted), side=side, spec=spec, whole=whole)
+    logits = _logits(segmenter, shown, wanted, spec=spec, window_px=None if whole else side, listener=listener)
     scores, masks = decide_scores(logits, wanted)
     if outlines is not None:
         listener(Event("start", "finding contours of objects"))
@@ -122,13 +125,28 @@ def prompt_set(texts: str | Sequence[str], *, threshold: float = 0.5) -> PromptS
 
 
 def load(model: str | ModelSpec | Segmenter, bands: Sequence[str]) -> tuple[ModelSpec, Segmenter]:
-    """A segmenter for `bands`, and the `[model]` table that names it."""
+    """A segmenter for `bands`, or for red, green and blue among them; and the `[model]` table that names it.
+
+    Raises
+    ------
+    ConfigError, ModelError, ResourceError : as `load_segmenter`; `config-invalid`: it needs bands that are not there.
+    """
     if isinstance(model, str):
         model = ModelSpec(name=model, batch=1)
-    if isinstance(model, ModelSpec):
+    if not isinstance(model, ModelSpec):
+        needed = model.info.bands or ()
+        if not set(needed) <= set(bands):
+            what = f'segmenter "{model.info.name}" sees {", ".join(needed)}, not {", ".join(bands)}'
+            raise ConfigError("config-invalid", what, where=_BANDS, fix=_NAME_BANDS)
+        return ModelSpec(name=model.info.name, window_px=model.info.window_px or 512, batch=1), model
+    try:
         with _about_an_image():
             return model, load_segmenter(model, bands)
-    return ModelSpec(name=model.info.name, window_px=model.info.window_px or 512, batch=1), model
+    except ConfigError as error:
+        if error.where != _BANDS or not set(RGB) < set(bands):
+            raise
+        with _about_an_image():
+            return model, load_segmenter(model, RGB)
 
 
 def side_of(info: SegmenterInfo, spec: ModelSpec) -> int:
@@ -245,8 +263,7 @@ def _about_an_image() -> Iterator[None]:
     except ConfigError as error:
         if error.where != "source.bands":
             raise
-        fix = "Name the bands that the image has, in their order (--bands), or choose another model."
-        raise ConfigError(error.code, error.what, where="bands of the image", why=error.why, fix=fix) from None
+        raise ConfigError(error.code, error.what, where=_BANDS, why=error.why, fix=_NAME_BANDS) from None
 
 
 def _physical(pixels: NDArray[np.float32], info: SegmenterInfo) -> NDArray[np.float32]:

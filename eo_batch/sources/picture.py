@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,12 @@ class Picture:
     def shape(self) -> tuple[int, int]:
         """(y, x) in pixels."""
         return self.valid.shape[0], self.valid.shape[1]
+
+    def select(self, bands: Sequence[str]) -> Picture:
+        """The same picture with some of its bands, in this order."""
+        if tuple(bands) == self.bands:
+            return self
+        return replace(self, pixels=self.pixels[[self.bands.index(band) for band in bands]], bands=tuple(bands))
 
     def rgb(self) -> NDArray[np.uint8]:
         """The image as people see it, uint8 (y, x, 3): red, green, blue; else the first three bands; else the first one, grey."""

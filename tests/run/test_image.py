@@ -327,6 +327,19 @@ def test_bands_that_the_model_needs_are_asked_of_the_image() -> None:
         ask(discs(), "water")
 
 
+def test_a_model_of_colours_finds_them_among_other_bands(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from tinysam import make_tiny
+
+    spec = ModelSpec(name="remotesam", options={"weights": str(make_tiny(tmp_path))})
+    pixels = np.random.default_rng(0).random((4, 40, 50)).astype(np.float32)
+    many = Picture("p", pixels, np.ones((40, 50), bool), ("blue", "nir", "red", "green"))
+    plain = Picture("p", pixels[[2, 3, 0]], many.valid, RGB)
+    np.testing.assert_array_equal(ask(many, "water", model=spec).scores, ask(plain, "water", model=spec).scores)
+    with pytest.raises(ConfigError, match=r"bands of the image.*--bands"):
+        ask(Picture("p", pixels, many.valid, ("blue", "nir", "swir16", "green")), "water", model=spec)
+
+
 def test_answers_that_are_not_finite_are_refused() -> None:
     field = np.full((SIDE, SIDE), np.nan, np.float32)
     with pytest.raises(ModelError, match="model-not-finite"):

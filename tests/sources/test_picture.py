@@ -230,7 +230,7 @@ def test_a_bomb_is_refused_by_its_declared_size(tmp_path: Path) -> None:
     png = b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(bytes(600_001))) + part(b"IEND", b"")
     (tmp_path / "bomb.png").write_bytes(png)
     sparse = {"width": 300_000, "height": 300_000, "count": 3, "dtype": "uint8", "SPARSE_OK": True, "tiled": True}
-    with rasterio.open(tmp_path / "bomb.tif", "w", driver="GTiff", BIGTIFF="YES", transform=from_origin(0, 0, 1, 1), **sparse):
+    with rasterio.open(tmp_path / "bomb.tif", "w", driver="GTiff", BIGTIFF="YES", transform=from_origin(0, 0, 9, 9), **sparse):
         pass
     Image.fromarray(_photo()).save(tmp_path / "bomb.jpg")
     jpeg = (tmp_path / "bomb.jpg").read_bytes()
