@@ -10,6 +10,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from pyproj import CRS
 
 from eo_batch.outputs.cube import open_cube
 from eo_batch.outputs.layers import BOXES, PRODUCTS, ZONES
@@ -69,7 +70,9 @@ def draw_layers(store: Store, cube: Any, *, time: int, label: str, zones: bool, 
     if has_gaps(masks):
         entries.append(GAP)
     notes = ("Numbers: objects counted in each zone, in the order above.",) if zones else ()
-    return lay_out_page(picture, entries, title=f"{label}: boxes", resolution_m=pixel * step / factor, notes=notes)
+    crs = CRS.from_wkt(cube["spatial_ref"].attrs["crs_wkt"])
+    shown_m = None if crs.is_geographic else pixel * crs.axis_info[0].unit_conversion_factor * step / factor
+    return lay_out_page(picture, entries, title=f"{label}: boxes", resolution_m=shown_m, notes=notes)
 
 
 def _draw_boxes(
