@@ -147,12 +147,3 @@ class TaskRules:
     def upstream(cls, *, contour_threshold: float = 0.25) -> TaskRules:
         """RemoteSAM's own rules."""
         return cls(boxes=BoxRules.upstream(contour_threshold=contour_threshold), captions=CaptionRules.upstream())
-
-    @classmethod
-    def region(cls) -> TaskRules:
-        """The defaults for masks of whole regions: boxes inside others stay.
-
-        One long object, a river or a road net, has a box that holds half a region; it would remove what has nothing to do with
-        it, and a far pixel would decide about a box.
-        """
-        return cls(boxes=BoxRules(drop_inner=False))

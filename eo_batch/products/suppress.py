@@ -63,13 +63,13 @@ def _corners(boxes: Sequence[Box]) -> NDArray[np.float64]:
     ).reshape(-1, 4, 2)
 
 
-def _near(corners: NDArray[np.float64], *, margin: float) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Pairs (i, j), i not j, of which the bounds of i, grown by `margin`, meet those of j; a bounded number at a time."""
+def _near(corners: NDArray[np.float64]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Pairs (i, j), i not j, whose bounds meet; those of a bounded number of i at a time."""
     low, high = corners.min(axis=1), corners.max(axis=1)
     tree = shapely.STRtree(shapely.box(*low.T, *high.T))
     for start in range(0, len(corners), _QUERY):
         part = slice(start, start + _QUERY)
-        one, other = tree.query(shapely.box(*(low[part] - margin).T, *(high[part] + margin).T))
+        one, other = tree.query(shapely.box(*low[part].T, *high[part].T))
         one = one + start
         differ = one != other
         yield one[differ], other[differ]
@@ -85,7 +85,7 @@ def _rivals(ranked: Sequence[Box], iou: float) -> list[NDArray[np.intp]]:
     near = (corners - corners.reshape(-1, 2).min(axis=0)).astype(np.float32)
     low, high = near.min(axis=1), near.max(axis=1)
     found = [np.empty((0, 2), np.intp)]
-    for one, other in _near(corners, margin=0):
+    for one, other in _near(corners):
         pairs = np.column_stack([one, other])[one < other]
         turned = oriented[pairs].any(axis=1)
         found.append(pairs[~turned][_overlap(low, high, *pairs[~turned].T) > np.float32(iou)])
@@ -116,7 +116,7 @@ def _inside_by_geometry(boxes: Sequence[Box]) -> NDArray[np.bool_]:
     rank = np.empty(len(boxes), np.intp)
     rank[np.argsort(-np.array([box.score for box in boxes]), kind="stable")] = np.arange(len(boxes))
     dropped = np.zeros(len(boxes), np.bool_)
-    for inner, outer in _near(corners, margin=_TOLERANCE_PX):
+    for inner, outer in _near(corners):
         held = _holds(corners[outer], corners[inner])
         inner, outer = inner[held], outer[held]
         equal = _holds(corners[inner], corners[outer])
@@ -143,7 +143,7 @@ def _inside_by_drawing(boxes: Sequence[Box]) -> NDArray[np.bool_]:
     oriented = np.array([box.corners is not None for box in boxes])
     dropped = _off_canvas(corners, low, high)
     drawings: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
-    for inner, outer in _near(corners.astype(np.float64), margin=1):
+    for inner, outer in _near(corners.astype(np.float64)):
         end = np.maximum(high[inner], high[outer]) - 1
         seen_low, seen_high = np.maximum(low[inner], 0), np.minimum(high[inner], end)
         covered = ((seen_low >= low[outer]) & (seen_high <= high[outer])).all(axis=1)

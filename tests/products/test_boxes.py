@@ -127,6 +127,15 @@ def test_a_slanted_bar_gets_a_box_along_itself() -> None:
     assert set(thin.corners or ()) == {(0.0, 0.0), (19.0, 19.0)}
 
 
+def test_upstreams_corners_hold_pixel_centres_and_are_cut_to_integers() -> None:
+    mask = drawing("#...... ###.... #####.. ..#####")
+    (exact,) = find_boxes(mask, scored(mask), rules=BoxRules(oriented=True))
+    (box,) = find_boxes(mask, scored(mask), rules=BoxRules.upstream(oriented=True))
+    np.testing.assert_allclose(smallest_rectangle(np.argwhere(mask)[:, ::-1]), [(0, 0), (6, 3), (5.2, 4.6), (-0.8, 1.6)])
+    assert box.corners == ((0, 0), (6, 3), (5, 4), (0, 1))
+    assert np.prod(sides_of(exact)) > np.prod(sides_of(box))
+
+
 def test_small_and_faint_objects_are_left_out_where_rules_say_so() -> None:
     mask = drawing("##... ##..# .....")
     score = np.where(np.arange(5) == 4, 0.004, 0.9) * np.ones((3, 1))

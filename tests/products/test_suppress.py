@@ -136,8 +136,8 @@ def test_a_box_in_the_bounds_but_not_in_the_turned_rectangle_stays() -> None:
 def test_a_line_holds_what_lies_on_it_and_nothing_beyond_its_ends() -> None:
     line = turned((0, 5), (10, 5), (10, 5), (0, 5))
     assert drop_contained([line, turned((3, 5), (4, 5), (4, 5), (3, 5))]) == [line]
-    beyond = turned((11, 5), (14, 5), (14, 5), (11, 5))
-    assert drop_contained([line, beyond]) == [line, beyond]
+    for beyond in (turned((4, 5), (14, 5), (14, 5), (4, 5)), turned((-4, 5), (6, 5), (6, 5), (-4, 5))):
+        assert drop_contained([line, beyond]) == [line, beyond]
 
 
 def test_many_boxes_in_one_large_box_are_all_found() -> None:

@@ -66,6 +66,14 @@ def test_a_grounded_box_is_around_the_whole_mask(scores: NDArray[np.float32]) ->
         assert box.y1 >= inner.y1
 
 
+def test_the_score_of_a_grounded_box_is_the_mean_over_all_its_pixels() -> None:
+    score = np.array([[0.9, 0.0, 0.6, 0.6, 0.6]], np.float32)
+    box = ground(segment(score), score)
+    assert box is not None
+    assert (box.bounds, box.pixels) == ((0, 0, 5, 1), 4)
+    assert box.score == pytest.approx((0.9 + 3 * 0.6) / 4)
+
+
 def test_a_box_over_a_better_one_of_its_class_goes_and_one_of_another_class_stays() -> None:
     mask = np.zeros((12, 12), np.bool_)
     mask[0:9, 0] = mask[8, 0:9] = True
@@ -80,13 +88,13 @@ def test_a_box_over_a_better_one_of_its_class_goes_and_one_of_another_class_stay
     assert [box.bounds for box in boxes["b"]] == [(0, 0, 9, 9)]
 
 
-def test_what_lies_in_a_box_far_larger_stays_in_a_region() -> None:
+def test_what_lies_in_a_box_far_larger_goes_unless_inner_boxes_are_kept() -> None:
     mask = np.zeros((40, 40), np.bool_)
     mask[0, :] = mask[:, 0] = True
     mask[20:22, 20:22] = True
     score = np.full(mask.shape, 0.8, np.float32)
     assert count(detect({"a": mask}, {"a": score})) == {"a": 1}
-    assert count(detect({"a": mask}, {"a": score}, rules=TaskRules.region())) == {"a": 2}
+    assert count(detect({"a": mask}, {"a": score}, rules=KEEP_ALL)) == {"a": 2}
 
 
 @given(SCORES, st.sampled_from(["best", "last"]))
