@@ -18,10 +18,13 @@ from numba import njit
 from numpy.typing import NDArray
 
 from eo_batch.core.arrays import NO_OBSERVATION, SCORE_STEPS, YES
+from eo_batch.core.errors import ConfigError
 from eo_batch.core.grid import Span
 
 _Ints = NDArray[np.int64]
 _Floats = NDArray[np.float64]
+MAX_PAIRS = 50_000_000
+"""Objects of one prompt and time in zones, one counted in several zones several times."""
 _CROSSINGS = 4_000_000
 """Crossings of outlines with scan lines that are held at once where zones are taken in groups."""
 
@@ -49,15 +52,19 @@ class Zones:
         x0, y0, x1, y1 = self.bounds.T
         return np.flatnonzero((x0 < cols.stop) & (x1 > cols.start) & (y0 < rows.stop) & (y1 > rows.start))
 
-    def pixel_runs(self, rows: Span, cols: Span) -> Runs:
-        """Which pixels of `rows` x `cols` each zone holds; rows and columns of the runs count from the first ones."""
-        which = self.near(rows, cols)
+    def pixel_runs(self, rows: Span, cols: Span) -> Iterator[Runs]:
+        """Which pixels of `rows` x `cols` each zone holds; rows and columns of the runs count from the first ones.
+
+        Given in pieces of bounded size, each of some of the zones; where no zone holds a pixel, there is none.
+        """
         lines = np.arange(rows.start, rows.stop, dtype=np.float64)
-        runs = self._runs(which, lines, scale=1.0, shift=-0.5)
-        start = np.clip(runs.start - cols.start, 0, len(cols))
-        stop = np.clip(runs.stop - cols.start, 0, len(cols))
-        some = stop > start
-        return Runs(runs.zone[some], runs.line[some], start[some], stop[some])
+        for which in self._groups(self.near(rows, cols), lines, scale=1.0, shift=-0.5):
+            runs = self._runs(which, lines, scale=1.0, shift=-0.5)
+            start = np.clip(runs.start - cols.start, 0, len(cols))
+            stop = np.clip(runs.stop - cols.start, 0, len(cols))
+            some = stop > start
+            if some.any():
+                yield Runs(runs.zone[some], runs.line[some], start[some], stop[some])
 
     def holding(self, places2: _Ints) -> tuple[_Ints, _Ints]:
         """Pairs (zone, place) of the places that zones hold, by zone.
@@ -65,6 +72,10 @@ class Zones:
         Parameters
         ----------
         places2 : int64 (n, 2): twice the absolute pixel coordinates (x, y); (2c + 1, 2r + 1) is the centre of pixel (r, c).
+
+        Raises
+        ------
+        ConfigError : `zones-invalid`: zones overlap so much that there are more than `MAX_PAIRS`.
         """
         found_zones, found_places = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         if len(places2):
@@ -74,12 +85,18 @@ class Zones:
             keys = line_of * width + (places2[:, 0] - left)
             order = np.argsort(keys, kind="stable")
             keys = keys[order]
-            for which in self._groups(lines):
-                runs = self._runs(which, lines.astype(np.float64), scale=2.0, shift=0.0)
+            scan = lines.astype(np.float64)
+            pairs = 0
+            for which in self._groups(np.arange(len(self)), scan, scale=2.0, shift=0.0):
+                runs = self._runs(which, scan, scale=2.0, shift=0.0)
                 begin, end = (
                     np.searchsorted(keys, runs.line * width + np.clip(x - left, 0, width - 1)) for x in (runs.start, runs.stop)
                 )
                 count = end - begin
+                pairs += int(count.sum())
+                if pairs > MAX_PAIRS:
+                    what = f"the zones overlap so much that they hold more than {MAX_PAIRS:,} objects, each counted again"
+                    raise ConfigError("zones-invalid", what, where="zones", fix="Give fewer zones.")
                 positions = np.repeat(begin - (np.cumsum(count) - count), count) + np.arange(count.sum())
                 found_zones.append(np.repeat(runs.zone, count))
                 found_places.append(order[positions])
@@ -87,26 +104,31 @@ class Zones:
         by_zone = np.lexsort((places, zones))
         return zones[by_zone], places[by_zone]
 
-    def _groups(self, lines: _Ints) -> Iterator[_Ints]:
-        """Zones in groups of at most about `_CROSSINGS` crossings with `lines` (of twice the pixel coordinates)."""
-        low, high = (np.searchsorted(lines, 2 * self.edges[:, side]) for side in (1, 3))
-        total = np.concatenate([[0], np.cumsum(high - low)])[self.offsets]
+    def _groups(self, which: _Ints, lines: _Floats, *, scale: float, shift: float) -> Iterator[_Ints]:
+        """The zones `which` in groups whose outlines cross `lines` about `_CROSSINGS` times, or of one zone."""
+        edges = self._edges_of(which)
+        low, high = (np.searchsorted(lines, scale * self.edges[edges, side] + shift) for side in (1, 3))
+        before = np.concatenate([[0], np.cumsum(high - low)])
+        total = before[np.concatenate([[0], np.cumsum(np.diff(self.offsets)[which])])]
         start = 0
-        while start < len(self):
+        while start < len(which):
             stop = max(start + 1, int(np.searchsorted(total, total[start] + _CROSSINGS, side="right")) - 1)
-            yield np.arange(start, stop)
+            yield which[start:stop]
             start = stop
+
+    def _edges_of(self, which: _Ints) -> _Ints:
+        """Positions of the edges of the zones `which`, zone by zone."""
+        lengths = np.diff(self.offsets)[which]
+        ends = np.cumsum(lengths)
+        return np.repeat(self.offsets[which] - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
 
     def _runs(self, which: _Ints, lines: _Floats, *, scale: float, shift: float) -> Runs:
         """Where scan lines run inside the zones `which`: from whole positions `start` to before `stop`.
 
         Coordinates are taken as `scale` x pixel + `shift`; `lines` rise and are whole numbers of these.
         """
-        lengths = np.diff(self.offsets)[which]
-        ends = np.cumsum(lengths)
-        taken = np.repeat(self.offsets[which] - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
-        zone = np.repeat(which, lengths)
-        x0, y0, x1, y1 = scale * self.edges[taken].T + shift
+        zone = np.repeat(which, np.diff(self.offsets)[which])
+        x0, y0, x1, y1 = scale * self.edges[self._edges_of(which)].T + shift
         low, high = np.searchsorted(lines, y0), np.searchsorted(lines, y1)
         count = high - low
         edge = np.repeat(np.arange(len(count)), count)

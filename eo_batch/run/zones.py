@@ -18,7 +18,7 @@ from eo_batch.outputs.areas import PixelAreas
 from eo_batch.outputs.cube import MASK, SCORE, decode_shard, shard_path
 from eo_batch.outputs.store import Store
 from eo_batch.products.rules import TaskRules
-from eo_batch.products.zones import Zones, ZoneSums, zones_on_grid
+from eo_batch.products.zones import Runs, Zones, ZoneSums, zones_on_grid
 from eo_batch.run.manifest import RunInputs
 from eo_batch.sources.polygons import read_polygons
 
@@ -150,30 +150,33 @@ def sum_zones(
     ------
     IntegrityError : `shard-missing` or `shard-mismatch`.
     """
-    grid, spec = inputs.grid, inputs.request.spec
-    prompts = len(spec.prompt_set)
-    sums = ZoneSums.zeros(len(layer), len(inputs.steps), prompts)
+    grid = inputs.grid
+    sums = ZoneSums.zeros(len(layer), len(inputs.steps), len(inputs.request.spec.prompt_set))
     areas = PixelAreas(grid)
     total = grid.chunks_yx[0] * grid.chunks_yx[1]
     for done, place in enumerate(grid.chunks(0)):
         progress(done, total)
-        runs = layer.zones.pixel_runs(place.rows, place.cols)
-        if not len(runs.zone):
-            continue
-        sums.add_pixels(runs)
-        area = areas.of(place.rows, place.cols)
-        for t in range(len(inputs.steps)):
-            chunk = grid.chunk(t, place.iy, place.ix)
-            if chunk.key in failed:
-                continue
-            for prompt in range(prompts):
-                mask = _shard(store, MASK, prompt, chunk, grid)
-                if prompt == 0:  # a pixel is observed for all prompts of a time or for none
-                    sums.add_observed(runs, mask, area, t=t)
-                sums.add_mask(runs, mask, area, t=t, prompt=prompt)
-                if spec.output.scores:
-                    sums.add_scores(runs, _shard(store, SCORE, prompt, chunk, grid), t=t, prompt=prompt)
+        area: NDArray[np.int64] | None = None
+        for runs in layer.zones.pixel_runs(place.rows, place.cols):
+            area = areas.of(place.rows, place.cols) if area is None else area
+            sums.add_pixels(runs)
+            for t in range(len(inputs.steps)):
+                chunk = grid.chunk(t, place.iy, place.ix)
+                if chunk.key not in failed:
+                    _add_chunk(sums, store, inputs, runs, chunk, area)
     return sums
+
+
+def _add_chunk(sums: ZoneSums, store: Store, inputs: RunInputs, runs: Runs, chunk: Chunk, area: NDArray[np.int64]) -> None:
+    """Add the pixels of one chunk, of all prompts."""
+    grid, spec = inputs.grid, inputs.request.spec
+    for prompt in range(len(spec.prompt_set)):
+        mask = _shard(store, MASK, prompt, chunk, grid)
+        if prompt == 0:  # a pixel is observed for all prompts of a time or for none
+            sums.add_observed(runs, mask, area, t=chunk.t)
+        sums.add_mask(runs, mask, area, t=chunk.t, prompt=prompt)
+        if spec.output.scores:
+            sums.add_scores(runs, _shard(store, SCORE, prompt, chunk, grid), t=chunk.t, prompt=prompt)
 
 
 def _shard(store: Store, array: str, prompt: int, chunk: Chunk, grid: Grid) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ import pytest
 import shapely
 from numpy.typing import NDArray
 
+from eo_batch.core.errors import ConfigError
 from eo_batch.core.grid import Span
 from eo_batch.products.zones import Zones, ZoneSums, zones_on_grid
 
@@ -38,9 +39,9 @@ def held(zones: Zones, side: int) -> NDArray[np.int64]:
     for y in range(ROWS.start, ROWS.stop, side):
         for x in range(COLS.start, COLS.stop, side):
             rows, cols = Span(y, min(y + side, ROWS.stop)), Span(x, min(x + side, COLS.stop))
-            runs = zones.pixel_runs(rows, cols)
-            for zone, line, start, stop in zip(runs.zone, runs.line, runs.start, runs.stop, strict=True):
-                out[zone, y - ROWS.start + line, x - COLS.start + start : x - COLS.start + stop] += 1
+            for runs in zones.pixel_runs(rows, cols):
+                for zone, line, start, stop in zip(runs.zone, runs.line, runs.start, runs.stop, strict=True):
+                    out[zone, y - ROWS.start + line, x - COLS.start + start : x - COLS.start + stop] += 1
     return out
 
 
@@ -84,12 +85,24 @@ def test_places_are_in_the_zones_that_shapely_says() -> None:
     assert list(zip(zone.tolist(), place.tolist(), strict=True)) == expected
 
 
-def test_places_are_the_same_when_zones_are_taken_in_small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_changes_when_zones_are_taken_in_small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     zones = zones_on_grid(on_map(stars(40, seed=5)), RESOLUTION)
     places2 = np.random.default_rng(6).integers(0, 200, (3000, 2)) + 2 * np.array([COLS.start, ROWS.start])
-    whole = zones.holding(places2)
+    whole, pixels = zones.holding(places2), held(zones, 64)
+    assert len(list(zones.pixel_runs(ROWS, COLS))) == 1
     monkeypatch.setattr("eo_batch.products.zones._CROSSINGS", 50)
     assert all(np.array_equal(a, b) for a, b in zip(whole, zones.holding(places2), strict=True))
+    assert np.array_equal(pixels, held(zones, 64))
+    assert len(list(zones.pixel_runs(ROWS, COLS))) > 10
+
+
+def test_zones_that_hold_everything_again_and_again_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    zones = zones_on_grid(on_map(np.array([shapely.box(0, 0, 99, 99)] * 50)), RESOLUTION)
+    places2 = np.random.default_rng(6).integers(0, 100, (100, 2)) + 2 * np.array([COLS.start, ROWS.start])
+    assert len(zones.holding(places2)[0]) == 5000
+    monkeypatch.setattr("eo_batch.products.zones.MAX_PAIRS", 4999)
+    with pytest.raises(ConfigError, match=r"zones-invalid.*overlap so much"):
+        zones.holding(places2)
 
 
 @pytest.mark.parametrize("side", [17, 500])
@@ -107,11 +120,11 @@ def test_sums_over_zones_equal_plain_sums_over_their_pixels(side: int) -> None:
         for x in range(0, len(COLS), side):
             part = np.s_[y : y + side, x : x + side]
             rows = Span(ROWS.start + y, min(ROWS.start + y + side, ROWS.stop))
-            runs = zones.pixel_runs(rows, Span(COLS.start + x, min(COLS.start + x + side, COLS.stop)))
-            sums.add_pixels(runs)
-            sums.add_observed(runs, mask[part], area[part], t=0)
-            sums.add_mask(runs, mask[part], area[part], t=0, prompt=0)
-            sums.add_scores(runs, score[part], t=0, prompt=0)
+            for runs in zones.pixel_runs(rows, Span(COLS.start + x, min(COLS.start + x + side, COLS.stop))):
+                sums.add_pixels(runs)
+                sums.add_observed(runs, mask[part], area[part], t=0)
+                sums.add_mask(runs, mask[part], area[part], t=0, prompt=0)
+                sums.add_scores(runs, score[part], t=0, prompt=0)
     y, x = np.mgrid[: len(ROWS), : len(COLS)] + 0.5
     for index, polygon in enumerate(shapes):
         inside = shapely.contains_xy(polygon, x.ravel(), y.ravel()).reshape(shape)
@@ -126,6 +139,7 @@ def test_sums_over_zones_equal_plain_sums_over_their_pixels(side: int) -> None:
 
 def test_a_zone_without_an_outline_holds_nothing() -> None:
     zones = zones_on_grid(np.array([None, on_map(np.array([shapely.box(0, 0, 3, 3)], object))[0]], object), RESOLUTION)
-    assert np.unique(zones.pixel_runs(ROWS, COLS).zone).tolist() == [1]
+    (runs,) = zones.pixel_runs(ROWS, COLS)
+    assert np.unique(runs.zone).tolist() == [1]
     assert ZoneSums.zeros(2, 1, 1).mean_scores.shape == (2, 1, 1)
     assert np.isnan(ZoneSums.zeros(2, 1, 1).greatest_scores).all()
