@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eo_batch.core.errors import ConfigError, ModelError, ResourceError
 from eo_batch.models.remotesam.config import RemoteSAMConfig
-from eo_batch.models.remotesam.network import PromptFeatures, RemoteSAM
+from eo_batch.models.remotesam.network import ImageFeatures, PromptFeatures, RemoteSAM
 from eo_batch.models.weights import WeightFiles, check_tensors, load_strictly, read_weights
 
 TOLERATED = ("text_encoder.embeddings.position_ids",)
@@ -29,6 +29,8 @@ class Engine:
     ----------
     network : in evaluation mode, without gradients.
     device, dtype : where and with what numbers it computes.
+    together : windows of a batch are computed in one call, as a GPU wants it; otherwise one after the other, so that a window's
+        bits cannot depend on its company.
     prompts : tokens -> their features.
     lock : held during a call on a GPU; on a CPU calls may run side by side.
     """
@@ -36,6 +38,7 @@ class Engine:
     network: RemoteSAM
     device: torch.device
     dtype: torch.dtype
+    together: bool = False
     prompts: dict[bytes, PromptFeatures] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -51,6 +54,32 @@ class Engine:
             with self.computing(threads, f"{len(ids)} tokens"):
                 self.prompts[key] = self.network.encode_text(ids[None].to(self.device), mask[None].to(self.device))
         return self.prompts[key]
+
+    def encode_pixels(self, pixels: Tensor, *, threads: int) -> tuple[ImageFeatures, ...]:
+        """What no prompt changes of windows, float32 (n, 3, side, side): one entry for all that are computed together.
+
+        Raises
+        ------
+        ModelError : `model-oom`.
+        """
+        calls = (pixels,) if self.together else pixels.split(1)
+        return tuple(self._encode(call, threads=threads) for call in calls)
+
+    def answer(self, windows: ImageFeatures, prompt: PromptFeatures, *, threads: int) -> Tensor:
+        """Foreground minus background of the windows of one entry, float32 (n, side, side) on the CPU.
+
+        Raises
+        ------
+        ModelError : `model-oom`.
+        """
+        with self.computing(threads, "windows and a prompt"):
+            logits = self.network.decode(windows, prompt)[0]  # of the one entry; its windows are where a prompt's would be
+            return (logits[:, 1] - logits[:, 0]).cpu()
+
+    def _encode(self, pixels: Tensor, *, threads: int) -> ImageFeatures:
+        with self.computing(threads, f"{len(pixels)} windows of {pixels.shape[-1]} px"):
+            seen = self.network.backbone.see(pixels.to(self.device, self.dtype))
+        return ImageFeatures((seen,), (pixels.shape[2], pixels.shape[3]))
 
     @contextmanager
     def computing(self, threads: int, what: str) -> Iterator[None]:
@@ -109,7 +138,7 @@ def open_engine(files: WeightFiles, *, device: str, precision: str) -> Engine:
         if engine is None:
             network = _load(files).requires_grad_(False)
             dtype: torch.dtype = getattr(torch, precision)
-            engine = _open[key] = Engine(network.to(place, dtype), place, dtype)
+            engine = _open[key] = Engine(network.to(place, dtype), place, dtype, together=place.type != "cpu")
         return engine
 
 

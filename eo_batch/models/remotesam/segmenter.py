@@ -49,8 +49,8 @@ class RemoteSAMImages:
 
     Parameters
     ----------
-    features : of each distinct window.
-    places : for each window of the batch, its place in `features`: the last batch of a chunk repeats a window.
+    features : entries of one window or several, as they are computed.
+    places : for each window of the batch, its place among the windows of `features`.
     shape_yx : of the windows as they came.
     """
 
@@ -102,37 +102,36 @@ class RemoteSAMSegmenter:
         """
         import torch
 
-        engine, side = self.engine, self.engine.network.config.window_px
-        distinct: dict[bytes, int] = {}
-        features: list[ImageFeatures] = []
-        places = []
-        for picture in self.stretch.rgb(images):
-            key = picture.tobytes()
-            if key not in distinct:
-                distinct[key] = len(features)
-                pixels = torch.from_numpy(prepare(picture, side))[None]
-                with engine.computing(self.threads, f"windows of {side} px"):
-                    features.append(engine.network.encode_windows(pixels.to(engine.device, engine.dtype)))
-            places.append(distinct[key])
-        return RemoteSAMImages(tuple(features), tuple(places), (images.shape[2], images.shape[3]))
+        pictures = list(self.stretch.rgb(images))
+        places = list(range(len(pictures)))
+        if (
+            not self.engine.together
+        ):  # the last batch of a chunk repeats a window; on a GPU its fixed shape keeps the bits the same
+            keys = [picture.tobytes() for picture in pictures]
+            distinct = list(dict.fromkeys(keys))
+            places = [distinct.index(key) for key in keys]
+            pictures = [pictures[keys.index(key)] for key in distinct]
+        side = self.engine.network.config.window_px
+        pixels = torch.from_numpy(np.stack([prepare(picture, side) for picture in pictures]))
+        features = self.engine.encode_pixels(pixels, threads=self.threads)
+        return RemoteSAMImages(features, tuple(places), (images.shape[2], images.shape[3]))
 
     def decode(self, image_features: RemoteSAMImages, prompt_features: tuple[PromptFeatures, ...]) -> NDArray[np.float32]:
-        """Logits, float32 (n, prompt, h, w): foreground minus background, one window and prompt at a time.
+        """Logits, float32 (n, prompt, h, w): foreground minus background, one prompt at a time.
 
         Raises
         ------
         ModelError : `model-oom`.
         """
-        engine, (h, w) = self.engine, image_features.shape_yx
-        side = engine.network.config.window_px
-        cells = np.ix_(nearest_positions(h, side), nearest_positions(w, side))
-        distinct = np.empty((len(image_features.features), len(prompt_features), h, w), np.float32)
-        for window, answers in zip(image_features.features, distinct, strict=True):
-            for prompt, answer in zip(prompt_features, answers, strict=True):
-                with engine.computing(self.threads, f"a window of {side} px and a prompt"):
-                    background, foreground = engine.network.decode(window, prompt)[0, 0]
-                    logits = (foreground - background).cpu().numpy()
-                answer[...] = logits[cells]
+        side, (h, w) = self.engine.network.config.window_px, image_features.shape_yx
+        rows, columns = nearest_positions(h, side), nearest_positions(w, side)
+        distinct = np.empty((max(image_features.places) + 1, len(prompt_features), h, w), np.float32)
+        done = 0
+        for windows in image_features.features:
+            for place, prompt in enumerate(prompt_features):
+                logits = self.engine.answer(windows, prompt, threads=self.threads).numpy()
+                distinct[done : done + len(logits), place] = logits[:, rows[:, None], columns]
+            done += len(logits)
         return distinct[list(image_features.places)]
 
     def explain(self, prompts: PromptSet) -> tuple[str, ...]:

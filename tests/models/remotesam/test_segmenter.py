@@ -6,6 +6,7 @@ import gc
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from eo_batch.models.inference import probe_segmenter
 from eo_batch.models.registry import BUILT_IN, load_segmenter
 from eo_batch.models.remotesam import RemoteSAM
 from eo_batch.models.remotesam import engine as engines
+from eo_batch.models.remotesam.trunk import Trunk
 from eo_batch.models.segmenter import Segmenter, explain_prompts, prompt_warnings
 from eo_batch.models.weights import read_weights
 
@@ -104,7 +106,7 @@ def test_the_probe_finds_a_window_the_same_in_any_company(weights: Path) -> None
 def test_a_window_that_fills_up_a_batch_is_not_computed_again(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     segmenter, images, calls = load_tiny(weights), windows(2), []
     original = RemoteSAM.decode
-    monkeypatch.setattr(RemoteSAM, "decode", lambda self, *a: calls.append(1) or original(self, *a))
+    monkeypatch.setattr(RemoteSAM, "decode", lambda self, *a: calls.append(1) or original(self, *a))  # one window each
     filled = answers(segmenter, images[[0, 1, 1, 1]], "water")
     assert len(calls) == 2
     assert filled[1].tobytes() == filled[3].tobytes() == answers(segmenter, images[1:], "water")[0].tobytes()
@@ -135,6 +137,14 @@ def test_threads_share_one_network_and_get_the_same_bits(weights: Path) -> None:
         worker.join()
     assert set(found) == {alone.tobytes()}
     assert load_tiny(weights).engine is segmenter.engine
+
+
+def test_a_batch_in_one_call_answers_as_its_windows_do_apart(weights: Path) -> None:
+    apart, images = load_tiny(weights), windows(3)[[0, 1, 2, 2]]
+    together = replace(apart, engine=replace(apart.engine, together=True))  # as on a GPU
+    features = together.encode_images(images)
+    assert [len(entry.windows[0].look) for entry in features.features] == [4]  # a fixed shape: repeats are not left out
+    np.testing.assert_allclose(answers(together, images), answers(apart, images), atol=1e-4)
 
 
 def test_the_network_is_let_go_with_its_last_segmenter(weights: Path) -> None:
@@ -340,9 +350,9 @@ def test_weights_of_another_network_are_refused_before_anything_is_made(
         RuntimeError("can't allocate memory: you tried 8 GB"),
     ],
 )
-@pytest.mark.parametrize("part", ["encode_text", "encode_windows", "decode"])
+@pytest.mark.parametrize(("owner", "part"), [(RemoteSAM, "encode_text"), (Trunk, "see"), (RemoteSAM, "decode")])
 def test_memory_that_runs_out_is_a_model_error_with_advice(
-    weights: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, part: str
+    weights: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, owner: type, part: str
 ) -> None:
     segmenter = load_tiny(weights)
     segmenter.engine.prompts.clear()
@@ -350,7 +360,7 @@ def test_memory_that_runs_out_is_a_model_error_with_advice(
     def full(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(RemoteSAM, part, full)
+    monkeypatch.setattr(owner, part, full)
     with pytest.raises(ModelError, match=r"Lower model\.batch") as caught:
         answers(segmenter, windows(1))
     assert (caught.value.code, caught.value.exit_status) == ("model-oom", 7)
@@ -367,7 +377,7 @@ def test_a_bug_of_the_network_is_not_called_lack_of_memory(weights: Path, monkey
 
 def test_answers_that_change_from_call_to_call_are_found_by_the_probe(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = RemoteSAM.decode
-    monkeypatch.setattr(RemoteSAM, "decode", lambda self, *a: original(self, *a) + torch.rand(2, 1, 1) * 1e-3)
+    monkeypatch.setattr(RemoteSAM, "decode", lambda self, *a: original(self, *a) * (1 + torch.rand(2, 1, 1) * 1e-3))
     with pytest.raises(IntegrityError, match="nondeterministic-output"):
         probe_segmenter(load_tiny(weights), PROMPTS, RGB, window_px=SIDE, batch=1)
 
