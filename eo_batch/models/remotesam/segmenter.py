@@ -104,9 +104,7 @@ class RemoteSAMSegmenter:
 
         pictures = list(self.stretch.rgb(images))
         places = list(range(len(pictures)))
-        if (
-            not self.engine.together
-        ):  # the last batch of a chunk repeats a window; on a GPU its fixed shape keeps the bits the same
+        if not self.engine.together:  # a repeated window is answered once; a GPU keeps the shape of its calls, and so its bits
             keys = [picture.tobytes() for picture in pictures]
             distinct = list(dict.fromkeys(keys))
             places = [distinct.index(key) for key in keys]
