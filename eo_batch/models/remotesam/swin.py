@@ -54,6 +54,7 @@ class WindowAttention(nn.Module):
         self.scale = (dim // heads) ** -0.5
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         self.register_buffer("relative_position_index", torch.zeros(window**2, window**2, dtype=torch.int64))
+        self.reset_buffers()
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)
 
