@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import nbformat
 from nbclient import NotebookClient
 
 HERE = Path(__file__).parent
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress"  # progress bars of libraries find no widgets here, and need none
 
 
 def execute(source: Path) -> Path:
