@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from eo_batch.cli.progress import Progress
-from eo_batch.cli.report import Json, Quiet, command, epilog, print_json, print_table, say
+from eo_batch.cli.report import DropInner, Json, Quiet, command, epilog, print_json, print_table, say
 from eo_batch.core.errors import ConfigError
 
 
@@ -54,6 +54,7 @@ def products(
             help="region: one box per object. upstream: as RemoteSAM on one image, boxes inside or much over others left out."
         ),
     ] = Rules.region,
+    drop_inner: DropInner = None,
     connectivity: Annotated[
         int, typer.Option(min=4, max=8, help="8: pixels that meet at a corner are one object. 4: each footprint is one.")
     ] = 8,
@@ -83,8 +84,9 @@ def products(
     run_status(run)  # says so where there is no run
     source = Cells(cells) if cells is not None else ZoneFile(zones, zone_id, layer) if zones is not None else None
     chosen = LayerRules.upstream(oriented=oriented) if rules is Rules.upstream else LayerRules(oriented=oriented)
+    chosen = replace(chosen, connectivity=connectivity, drop_inner=chosen.drop_inner if drop_inner is None else drop_inner)
     with Progress(as_json=False, quiet=quiet or json) as progress:
-        made = make_products(run, zones=source, rules=replace(chosen, connectivity=connectivity), tell=progress.share)
+        made = make_products(run, zones=source, rules=chosen, tell=progress.share)
         files = list(made.files)
         if picture:
             from eo_batch.view.boxes import write_pictures

@@ -25,6 +25,13 @@ EXIT_STATUSES = "Exit status: " + ", ".join(f"{status} {meaning}" for status, me
 INTERRUPTED = 130
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines on stdout.")]
+DropInner = Annotated[
+    bool | None,
+    typer.Option(
+        "--drop-inner/--keep-inner",
+        help="Boxes inside a larger box of their prompt are left out, or stay. Default: as --rules say.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eo_batch.cli.progress import LINE_EVERY_S, Progress
-from eo_batch.cli.report import Json, Quiet, command, epilog, plain, print_json, print_table, say
+from eo_batch.cli.report import DropInner, Json, Quiet, command, epilog, plain, print_json, print_table, say
 
 if TYPE_CHECKING:
     from eo_batch.core.spec import ModelSpec
@@ -82,6 +82,7 @@ def segment(
     threshold: Threshold = 0.5,
     oriented: Oriented = False,
     min_pixels: MinPixels = 1,
+    drop_inner: DropInner = None,
     contours: Contours = None,
     contour_threshold: ContourThreshold = 0.25,
     rules: Rules = "default",
@@ -102,7 +103,8 @@ def segment(
     """
     tasks = _tasks(task or [ALL])
     spec = _model_spec(model, weights, option or [], window_px)
-    asked = _rules(rules, regions=regions, oriented=oriented, min_pixels=min_pixels, contour_threshold=contour_threshold)
+    boxes = {"oriented": oriented, "min_pixels": min_pixels, "contour_threshold": contour_threshold}
+    asked = _rules(rules, regions=regions, drop_inner=drop_inner, **boxes)
     names = [name.strip() for name in bands.split(",")] if bands else []
     with Progress(as_json=False, quiet=quiet or json, unit="windows") as progress:
         progress.note("reading")
@@ -197,7 +199,7 @@ def _value(text: str) -> str | int | float | bool:
     return text
 
 
-def _rules(name: str, *, regions: int, contour_threshold: float, **boxes: Any) -> TaskRules:
+def _rules(name: str, *, regions: int, drop_inner: bool | None, contour_threshold: float, **boxes: Any) -> TaskRules:
     from dataclasses import replace
 
     from eo_batch.core.errors import ConfigError
@@ -211,6 +213,8 @@ def _rules(name: str, *, regions: int, contour_threshold: float, **boxes: Any) -
     if not 0 <= contour_threshold <= 1:
         raise ConfigError("config-invalid", f"{contour_threshold:g} is not between 0 and 1", where="--contour-threshold")
     made = known[name]
+    if drop_inner is not None:
+        boxes["drop_inner"] = drop_inner
     return replace(made, boxes=replace(made.boxes, contour_threshold=contour_threshold, **boxes))
 
 

@@ -11,6 +11,14 @@ from eo_batch.core.digest import digest, sha256
 from eo_batch.core.errors import ConfigError
 
 MAX_PROMPT_CHARACTERS = 200
+MOST_CLASS_WORDS = 4
+"""A text of more words is a sentence."""
+_SMALL = """
+    a an the this that these those all every each any some no one only
+    in on at of to from by with without near along inside outside between beside behind under over above below around next
+    and or but not is are was were be has have which who whose where there it its
+"""
+_SENTENCE_WORDS = frozenset(_SMALL.split())
 
 
 @dataclass(frozen=True)
@@ -97,3 +105,13 @@ def normalise_text(text: str, *, number: int) -> str:
     if any(unicodedata.category(character).startswith("C") and character != "\u200d" for character in clean):
         raise ConfigError("prompt-invalid", f"prompt {number} holds control characters", fix=fix)
     return clean
+
+
+def is_class_name(text: str) -> bool:
+    """The text names a kind of thing: one to four words, none of them a small word that only sentences have, and no punctuation.
+
+    Small words are articles, prepositions, conjunctions, "is" and its like: "solar panel" and "expressway-toll-station" are
+    class names, "the solar panel", "roofs with panels" and "a red car." are sentences.
+    """
+    words = re.findall(r"[^\s,.;:!?]+", text.lower())
+    return 0 < len(words) <= MOST_CLASS_WORDS and not re.search(r"[,.;:!?]", text) and not _SENTENCE_WORDS & set(words)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random as random_numbers
 from collections.abc import Mapping, Sequence
 
+from eo_batch.core.prompts import is_class_name
 from eo_batch.products.rules import Box, CaptionRules
 
 _WHOLE = (
@@ -25,7 +26,15 @@ _REGION = (
 _PLAIN_WHOLE, _PLAIN_REGION = _WHOLE[3], _REGION[3]
 _ROWS = {2: ("upper", "lower"), 3: ("upper", "middle", "lower")}
 _COLS = {2: ("left", "right"), 3: ("left", "center", "right")}
-_SAME_IN_PLURAL = frozenset({"aircraft", "spacecraft", "hovercraft", "watercraft"})
+_SAME_IN_PLURAL = ("aircraft", "spacecraft", "hovercraft", "watercraft", "people", "livestock", "cattle", "sheep", "algae")
+_COVERS = """
+    water seawater floodwater ice snow sand soil topsoil earth ground mud gravel rubble debris waste garbage terrain
+    vegetation grass grassland scrub shrubland cropland farmland pastureland land bareland moss seaweed
+    smoke fog haze dust oil foam asphalt concrete traffic
+"""
+_UNCOUNTED = frozenset(_COVERS.split())
+"""Last words of names that English has no plural for, or that mean a cover, not a thing: these come in areas."""
+_ATTRIBUTES = frozenset({"built-up", "burnt", "flooded", "urban", "residential", "industrial", "commercial"})
 
 _RULES = CaptionRules()
 
@@ -70,11 +79,15 @@ def caption(
 
 
 def plural_of(name: str, rules: CaptionRules = _RULES) -> str:
-    """`name` as it is written for several: by English rules "ferries", "churches"; words that look plural stay."""
+    """`name` as it is written for several: by English rules "ferries", "churches", "areas of water"; plurals stay."""
     if rules.plural == "plus-s":
         return f"{name}s"
     last = name.lower()
-    if any(last.endswith(word) for word in _SAME_IN_PLURAL) or (last.endswith("s") and not last.endswith(("ss", "us", "is"))):
+    if last in _ATTRIBUTES:
+        return f"{name} areas"
+    if last.rpartition(" ")[2] in _UNCOUNTED:
+        return f"areas of {name}"
+    if last.endswith(_SAME_IN_PLURAL) or (last.endswith("s") and not last.endswith(("ss", "us", "is"))):
         return name
     if last.endswith(("s", "x", "z", "ch", "sh")):
         return f"{name}es"
@@ -84,11 +97,14 @@ def plural_of(name: str, rules: CaptionRules = _RULES) -> str:
 
 
 def _listed(counts: Mapping[str, int], rules: CaptionRules, *, numbers: bool) -> str:
-    """Classes with how many there are: "many ships, 2 ferries, dam"."""
+    """Classes with how many there are: "many ships, 2 ferries, dam, "the roof with panels" (2 places)"."""
     words = []
     for name, number in counts.items():
-        amount = "" if number == 1 or not numbers else "many " if number >= rules.many_from else f"{number} "
-        words.append(amount + (plural_of(name, rules) if number > 1 else name))
+        amount = "" if number == 1 or not numbers else "many" if number >= rules.many_from else str(number)
+        if rules.plural == "english" and not is_class_name(name):
+            words.append(f'"{name}"' + (f" ({amount} places)" if amount else ""))
+        else:
+            words.append(f"{amount} {plural_of(name, rules) if number > 1 else name}".lstrip())
     return ", ".join(words)
 
 

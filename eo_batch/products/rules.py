@@ -57,7 +57,8 @@ class BoxRules:
     contour_threshold : where a contour map is given, pixels above this are taken out of the mask, so that touching objects part.
     min_piece : a piece of an object that the contour cut is kept if it has more than this share of the largest piece's pixels.
     keep_swallowed : an object that lies wholly under the contour stays as it was (upstream loses it).
-    drop_inner : boxes inside another box of the same class are left out.
+    drop_inner : boxes inside another box of the same class are left out (upstream). Where one object is long or bent, a river
+        or a shore, its box holds half the image and everything in it goes.
     inner_by : "geometry": inside means that no part sticks out; of equal boxes one stays. "drawing": as upstream, which
         draws both on a canvas that ends before the larger of their far coordinates, borders included, and removes each box
         whose drawing is covered; boxes that cover each other both go, and a box that falls off the canvas goes too.
@@ -70,7 +71,7 @@ class BoxRules:
     contour_threshold: float = 0.25
     min_piece: float = 0.2
     keep_swallowed: bool = True
-    drop_inner: bool = True
+    drop_inner: bool = False
     inner_by: Literal["geometry", "drawing"] = "geometry"
 
     @classmethod
@@ -95,7 +96,8 @@ class CaptionRules:
     ----------
     many_from : from this count on, a class is "many" instead of a number.
     counts_in_regions : sentences about regions say how many (upstream's paper does, its code does not).
-    plural : "english": "ferries", "churches", and words that are plural already stay. "plus-s": an "s" after anything.
+    plural : "english": "ferries", "churches", "areas of water"; words that are plural already stay, and sentences are quoted.
+        "plus-s": an "s" after anything (upstream).
     centre_on_border : "clamp": a centre on the right or bottom border belongs to the last region. "refuse": it is an error,
         as upstream, where it is an IndexError.
     empty : sentence for an image in which nothing was found.

@@ -75,6 +75,14 @@ def test_products_for_people_say_what_was_made(run: Path) -> None:
     assert "zones.csv" in out
 
 
+def test_boxes_inside_others_stay_unless_it_is_said_otherwise(run: Path) -> None:
+    rules = {"": (), "inner": ("--drop-inner",), "upstream": ("--rules", "upstream")}
+    rules["overlap"] = (*rules["upstream"], "--keep-inner")
+    boxes = {name: sum(told("products", run, *options)["boxes"].values()) for name, options in rules.items()}
+    assert boxes["upstream"] <= boxes["inner"] < boxes[""]
+    assert boxes["upstream"] < boxes["overlap"] <= boxes[""]
+
+
 def test_zones_from_a_file_keep_their_names(run: Path, tmp_path: Path) -> None:
     left, bottom, right, top = geopandas.read_parquet(run / "footprints.parquet").total_bounds
     halves = [shapely.box(left, bottom, (left + right) / 2, top), shapely.box((left + right) / 2, bottom, right, top)]

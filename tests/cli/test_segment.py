@@ -114,6 +114,25 @@ def test_small_objects_can_be_left_out(photo: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "count"),
+    [
+        ((), 2),
+        (("--drop-inner",), 1),
+        (("--rules", "upstream"), 1),
+        (("--rules", "upstream", "--keep-inner"), 2),
+    ],
+)
+def test_a_box_inside_another_stays_unless_it_is_said_otherwise(tmp_path: Path, arguments: tuple[str, ...], count: int) -> None:
+    image = np.full((60, 80, 3), 20, np.uint8)
+    image[5:50, 5:70] = 230
+    image[15:40, 15:60] = 20
+    image[20:25, 20:25] = 230
+    Image.fromarray(image).save(tmp_path / "ring.png")
+    asked = (tmp_path / "ring.png", "-p", "cloud", "--model", "spectral", "--out", tmp_path / "a", "--json")
+    assert json.loads(invoke(*asked, *arguments)[1])["prompts"][0]["count"] == count
+
+
+@pytest.mark.parametrize(
     ("arguments", "status", "code"),
     [
         (["-p", "airplane", "--model", "spectral"], 2, "prompt-invalid"),

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from eo_batch.products.boxes import Box, BoxRules, find_boxes
 from eo_batch.products.rectangles import smallest_rectangle
 
-ALL = BoxRules(drop_inner=False)
-TURNED = BoxRules(oriented=True, drop_inner=False)
+ALL = BoxRules()
+TURNED = BoxRules(oriented=True)
 MASKS = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=14))
 
 

@@ -84,6 +84,24 @@ def test_every_wording_tells_of_the_same_regions(centres: list[tuple[float, floa
     assert caption(boxes, SHAPE, random=Random(seed)) == caption(boxes, SHAPE, random=Random(seed))
 
 
+@pytest.mark.parametrize("many", [2, 7])
+def test_sentences_are_quoted_and_never_put_into_plural(many: int) -> None:
+    text = "the ship on the left"
+    boxes = {text: [at(10, 10)] * many, "water": [at(10, 10)] * many, "a red car.": [at(100, 80)]}
+    number = {2: "2", 7: "many"}[many]
+    assert caption(boxes, SHAPE) == (
+        f'This image features "{text}" ({number} places), {number} areas of water, "a red car.". '
+        f'The upper left region has "{text}" ({number} places), {number} areas of water. '
+        'The lower right region has "a red car.".'
+    )
+    silent = CaptionRules(counts_in_regions=False)
+    assert caption(boxes, SHAPE, rules=silent).endswith(
+        f'The upper left region has "{text}", areas of water. The lower right region has "a red car.".'
+    )
+    upstream = caption(boxes, SHAPE, random=Random(0), rules=CaptionRules.upstream())
+    assert f"{number} {text}s, {number} waters" in upstream
+
+
 @pytest.mark.parametrize(
     ("one", "several"),
     [
@@ -96,6 +114,12 @@ def test_every_wording_tells_of_the_same_regions(centres: list[tuple[float, floa
         ("overpass", "overpasses"),
         ("solar panels", "solar panels"),
         ("aircraft", "aircraft"),
+        ("water", "areas of water"),
+        ("Bare soil", "areas of Bare soil"),
+        ("forest", "forests"),
+        ("ground track field", "ground track fields"),
+        ("built-up", "built-up areas"),
+        ("sheep", "sheep"),
     ],
 )
 def test_plurals_are_english_and_upstreams_an_s(one: str, several: str) -> None:

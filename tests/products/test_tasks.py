@@ -14,7 +14,7 @@ from eo_batch.products.rules import BoxRules, TaskRules
 from eo_batch.products.tasks import count, detect, ground, label_map, multi_class, multi_label, presence, segment, semantic
 
 SCORES = hnp.arrays(np.float32, (3, 7, 9), elements=st.floats(0, 1, width=32).map(lambda v: round(v * 8) / 8))
-KEEP_ALL = TaskRules(boxes=BoxRules(drop_inner=False), nms_iou=None)
+KEEP_ALL = TaskRules(nms_iou=None)
 
 
 def named(scores: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
@@ -88,13 +88,14 @@ def test_a_box_over_a_better_one_of_its_class_goes_and_one_of_another_class_stay
     assert [box.bounds for box in boxes["b"]] == [(0, 0, 9, 9)]
 
 
-def test_what_lies_in_a_box_far_larger_goes_unless_inner_boxes_are_kept() -> None:
+def test_what_lies_in_a_box_far_larger_stays_unless_upstreams_rule_is_asked_for() -> None:
     mask = np.zeros((40, 40), np.bool_)
     mask[0, :] = mask[:, 0] = True
     mask[20:22, 20:22] = True
     score = np.full(mask.shape, 0.8, np.float32)
-    assert count(detect({"a": mask}, {"a": score})) == {"a": 1}
-    assert count(detect({"a": mask}, {"a": score}, rules=KEEP_ALL)) == {"a": 2}
+    assert count(detect({"a": mask}, {"a": score})) == {"a": 2}
+    for rules in (TaskRules(boxes=BoxRules(drop_inner=True)), TaskRules.upstream()):
+        assert count(detect({"a": mask}, {"a": score}, rules=rules)) == {"a": 1}
 
 
 @given(SCORES, st.sampled_from(["best", "last"]))

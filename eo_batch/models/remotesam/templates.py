@@ -6,23 +6,15 @@ decides what a text is. Here the option `prompts` decides, and "auto" goes by a 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from eo_batch.core.errors import ConfigError
+from eo_batch.core.prompts import is_class_name
 
 PromptKind = Literal["auto", "class", "sentence"]
 CLASS_TEMPLATE = "{} in the image"
 """Sentence for a class name, as its authors ask it."""
-MOST_CLASS_WORDS = 4
-"""A text of more words is a sentence."""
-_SMALL = """
-    a an the this that these those all every each any some no one only
-    in on at of to from by with without near along inside outside between beside behind under over above below around next
-    and or but not is are was were be has have which who whose where there it its
-"""
-_SENTENCE_WORDS = frozenset(_SMALL.split())
 
 
 @dataclass(frozen=True)
@@ -71,13 +63,3 @@ class Wording:
         """The question that a prompt stands for."""
         is_class = self.kind == "class" or (self.kind == "auto" and is_class_name(text))
         return Question(text, self.template.replace("{}", text) if is_class else text, is_class)
-
-
-def is_class_name(text: str) -> bool:
-    """The text names a kind of thing: one to four words, none of them a small word that only sentences have, and no punctuation.
-
-    Small words are articles, prepositions, conjunctions, "is" and its like: "solar panel" and "expressway-toll-station" are
-    class names, "the solar panel", "roofs with panels" and "a red car." are sentences.
-    """
-    words = re.findall(r"[^\s,.;:!?]+", text.lower())
-    return 0 < len(words) <= MOST_CLASS_WORDS and not re.search(r"[,.;:!?]", text) and not _SENTENCE_WORDS & set(words)

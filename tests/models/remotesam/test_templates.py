@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from eo_batch.core.errors import ConfigError
-from eo_batch.models.remotesam.templates import Wording, is_class_name
+from eo_batch.core.prompts import is_class_name
+from eo_batch.models.remotesam.templates import Wording
 
 CLASSES = (
     "water",
