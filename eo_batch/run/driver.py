@@ -162,9 +162,8 @@ def resume_run(
     if request is not None:
         check_same_request(stored, request)
     with acquire(store, say=lambda text: listener(Event("warning", text))) as lease:
-        swept = store.sweep()
-        if swept:
-            listener(Event("warning", f"removed {swept} partial files of a killed driver"))
+        if lease.swept:
+            listener(Event("warning", f"removed {lease.swept} partial files of a killed driver"))
         inputs = make_inputs_of(stored, listener=listener) if not store.exists("items.parquet") else read_inputs(store)
         segmenter = load_segmenter(stored.spec.model, stored.spec.source.bands)
         manifest = read_manifest(store)

@@ -29,20 +29,31 @@ PATIENCE_S = 60.0
 
 
 class Lease:
-    """The right to write a run; a context manager that beats in the background while held."""
+    """The right to write a run; a context manager that beats in the background while held.
+
+    `swept`: partial files of a killed driver that were removed when it was entered, before the first beat.
+    """
 
     def __init__(self, store: Store, epoch: int) -> None:
-        self.store, self.epoch = store, epoch
+        self.store, self.epoch, self.swept = store, epoch, 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="eo-batch-lease", daemon=True)
 
     def __enter__(self) -> Lease:
+        try:
+            self.swept = self.store.sweep()
+        except EoBatchError:
+            self._release()
+            raise
         self._thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
         self._thread.join()
+        self._release()
+
+    def _release(self) -> None:
         with suppress(EoBatchError):  # a full disk must not hide why the run ended; the next driver sees a dead process
             self.store.put(_beat_path(self.epoch), b"released")
 

@@ -130,3 +130,17 @@ def test_a_living_driver_stays_alive_when_the_clock_of_the_machine_is_set(
     with acquire(store):
         monkeypatch.setattr("psutil.Process.create_time", lambda self: 1.0)  # derived from the wall clock of the machine
         assert holder(store)["alive"] is True
+
+
+def test_partial_files_are_swept_before_the_first_beat_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beats: list[bool] = []
+    sweep = Store.sweep
+
+    def watched(store: Store) -> int:
+        threading.Event().wait(0.05)  # a beat that had begun would be on disk by now
+        beats.append(store.exists("lease/000001.beat"))
+        return sweep(store)
+
+    monkeypatch.setattr(Store, "sweep", watched)
+    with acquire(Store(tmp_path)) as lease:
+        assert (beats, lease.swept) == ([False], 0)
