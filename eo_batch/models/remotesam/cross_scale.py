@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eo_batch.models.remotesam.arithmetic import Linear, linear
 from eo_batch.models.remotesam.config import RemoteSAMConfig
 
 
@@ -44,10 +45,10 @@ class CrossScale(nn.Module):
         ----------
         maps : (B, C, h, w) of the four stages, finest first.
         """
-        x = self.down_channel(self.pool(maps))
+        x = _mix(self.down_channel, self.pool(maps))
         for block in self.block:
             x = block(x)
-        parts = self.up_channel(self.bn(x)).split(self.dims, 1)
+        parts = _mix(self.up_channel, self.bn(x)).split(self.dims, 1)
         return [gate(own, part) for gate, own, part in zip(self.fusion, maps, parts, strict=True)]
 
     @staticmethod
@@ -87,7 +88,7 @@ class ScaleAttention(nn.Module):
         x = self.bn1(x)
         tokens = torch.cat([part.flatten(2) for part in (x, self.DWConv1(x), self.DWConv2(x))], 2).transpose(1, 2)
         attended = self.attention(tokens).transpose(1, 2).reshape(x.shape)
-        return self.conv(F.hardswish(self.bn4(attended)))
+        return _mix(self.conv, F.hardswish(self.bn4(attended)))
 
 
 class _TokenAttention(nn.Module):
@@ -101,8 +102,8 @@ class _TokenAttention(nn.Module):
         inner = self.heads * self.value_dim
         self.qkv = _LinearNorm(config.cross_dim, self.heads * (2 * self.key_dim + self.value_dim))
         self.parallel_conv = nn.Sequential(nn.Hardswish(), nn.Conv2d(inner, inner, 3, padding=1, groups=inner))
-        self.to_out = nn.Linear(inner, config.cross_dim)
-        self.proj = nn.Linear(everything, self.tokens)
+        self.to_out = Linear(inner, config.cross_dim)
+        self.proj = Linear(everything, self.tokens)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, count, _ = x.shape
@@ -120,7 +121,7 @@ class _TokenAttention(nn.Module):
 class _LinearNorm(nn.Module):
     def __init__(self, dim: int, out: int) -> None:
         super().__init__()
-        self.c = nn.Linear(dim, out, bias=False)
+        self.c = Linear(dim, out, bias=False)
         self.bn = nn.BatchNorm1d(out)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,7 +142,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map of the same shape."""
-        return self.conv3(F.relu6(self.conv2(self.bn2(self.conv1(self.bn1(x))))))
+        return _mix(self.conv3, F.relu6(self.conv2(self.bn2(_mix(self.conv1, self.bn1(x))))))
 
 
 class _SliceFeedForward(nn.Module):
@@ -172,9 +173,14 @@ class ScaleGate(nn.Module):
 
     def forward(self, own: Tensor, shared: Tensor) -> Tensor:
         """Map in the shape of `own`; `shared` is resized bilinearly to it."""
-        scale = F.relu6(self.bn3(self.global_act(shared)) + 3) / 6
-        shift = self.bn2(self.global_embedding(shared))
-        return self.bn1(self.local_embedding(own)) * _resize(scale, own) + _resize(shift, own)
+        scale = F.relu6(self.bn3(_mix(self.global_act, shared)) + 3) / 6
+        shift = self.bn2(_mix(self.global_embedding, shared))
+        return torch.addcmul(_resize(shift, own), self.bn1(_mix(self.local_embedding, own)), _resize(scale, own))
+
+
+def _mix(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1x1 convolution as a linear layer of every position."""
+    return linear(x.permute(0, 2, 3, 1), conv.weight[..., 0, 0], conv.bias).permute(0, 3, 1, 2)
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:

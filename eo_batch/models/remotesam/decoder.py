@@ -36,23 +36,26 @@ class Decoder(nn.Module):
             skip = maps[level - 2]
             if x.shape[2] < skip.shape[2] or x.shape[3] < skip.shape[3]:
                 x = enlarge(x, skip.shape[2:])
-            x = torch.cat((x, skip), 1)
-            for step in (1, 2):
-                x = _convolve(x, self.get_submodule(f"conv{step}_{level}"), self.get_submodule(f"bn{step}_{level}"))
+            for step, inputs in ((1, (x, skip)), (2, None)):
+                layer, norm = self.get_submodule(f"conv{step}_{level}"), self.get_submodule(f"bn{step}_{level}")
+                x = _convolve(inputs or (x,), layer, norm)
         tokens = linear(x.permute(0, 2, 3, 1), self.conv1_1.weight[..., 0, 0], self.conv1_1.bias)
         return tokens.permute(0, 3, 1, 2)
 
 
-def _convolve(x: Tensor, layer: nn.Module, norm: nn.BatchNorm2d) -> Tensor:
-    """ReLU of the normalised convolution."""
-    if norm.training or not is_fast(x):
-        return F.relu(norm(layer(x)))
-    kernels = layer.kernels(x) if isinstance(layer, RotatedConv) else layer.weight.expand(len(x), -1, -1, -1, -1)
+def _convolve(maps: tuple[Tensor, ...], layer: nn.Module, norm: nn.BatchNorm2d) -> Tensor:
+    """ReLU of the normalised convolution of maps (B, C, h, w), channels together."""
+    if norm.training or not is_fast(maps[0]):
+        return F.relu(norm(layer(torch.cat(maps, 1))))
+    batch = len(maps[0])
+    kernels = layer.kernels(maps[0]) if isinstance(layer, RotatedConv) else layer.weight.expand(batch, -1, -1, -1, -1)
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     shift = norm.bias - norm.running_mean * scale
-    tokens = x.permute(0, 2, 3, 1)
-    made = [convolve(own, kernel * scale[:, None, None, None], shift) for own, kernel in zip(tokens, kernels, strict=True)]
-    return torch.stack(made).permute(0, 3, 1, 2)
+    out = maps[0].new_empty(batch, *maps[0].shape[2:], len(shift))
+    for sample, kernel in enumerate(kernels):
+        own = [x[sample].permute(1, 2, 0) for x in maps]
+        convolve(own, kernel * scale[:, None, None, None], shift, out[sample])
+    return out.permute(0, 3, 1, 2)
 
 
 def enlarge(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:

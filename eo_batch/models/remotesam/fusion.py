@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from eo_batch.models.remotesam.arithmetic import linear
+from eo_batch.models.remotesam.arithmetic import ROWS, linear
 
 INSTANCE_EPS = 1e-5
 PADDING_SCORE = -10000.0
@@ -87,7 +87,9 @@ class InstanceNorm:
     """Makes tokens (B, HW, C) have mean 0 and variance 1 over HW, in float32 (arXiv 1607.08022, without scale)."""
 
     def __init__(self, x: Tensor) -> None:
-        variance, self._mean = torch.var_mean(x.float(), 1, correction=0, keepdim=True)
+        self._mean = x.mean(1, keepdim=True, dtype=torch.float32)
+        squares = [(part.float() - self._mean).square().sum(1, keepdim=True) for part in x.split(ROWS, 1)]
+        variance = torch.stack(squares).sum(0) / x.shape[1]
         self._scale = torch.rsqrt(variance + INSTANCE_EPS)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ chosen for the rounding error, which grows from 2e-7 of a direct convolution to 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -25,43 +26,40 @@ BAND_TILES = 224
 """Tiles worked on at once, as far as whole rows of tiles allow."""
 
 
-def convolve(x: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
-    """ReLU of a 3x3 convolution with zeros around, plus `shift`.
+def convolve(maps: Sequence[Tensor], weight: Tensor, shift: Tensor, out: Tensor) -> None:
+    """Write the ReLU of a 3x3 convolution with zeros around, plus `shift`.
 
     Parameters
     ----------
-    x : float32 (h, w, in).
+    maps : float32 (h, w, channels), one or more; their channels in this order are the input.
     weight : float32 (out, in, 3, 3).
     shift : float32 (out,).
-
-    Returns
-    -------
-    Tensor float32 (h, w, out).
+    out : float32 (h, w, out), written.
     """
-    height, width, _ = x.shape
+    height, width, _ = maps[0].shape
     to_input, to_kernel, to_output = _transforms()
     kernels = (to_kernel @ weight.permute(2, 3, 0, 1).flatten(0, 1).flatten(1)).unflatten(1, weight.shape[:2])
     rows, cols = -(-height // OUT), -(-width // OUT)
     step = max(1, BAND_TILES // cols)
-    out = x.new_empty(height, width, len(weight))
     for row in range(0, rows, step):
         count = min(step, rows - row)
-        tiles = (to_input @ _tiles(x, row, count, cols)).unflatten(1, (count * cols, -1))
+        tiles = (to_input @ _tiles(maps, row, count, cols)).unflatten(1, (count * cols, -1))
         products = torch.stack([linear(tile, kernel) for tile, kernel in zip(tiles, kernels, strict=True)])
         made = (to_output @ products.flatten(1)).reshape(OUT, OUT, count, cols, -1)
         made = made.permute(2, 0, 3, 1, 4).reshape(count * OUT, cols * OUT, -1)
         first, end = row * OUT, min((row + count) * OUT, height)
         torch.add(made[: end - first, :width], shift, out=out[first:end]).relu_()
-    return out
 
 
-def _tiles(x: Tensor, row: int, count: int, cols: int) -> Tensor:
+def _tiles(maps: Sequence[Tensor], row: int, count: int, cols: int) -> Tensor:
     """Overlapping 6x6 tiles of `count` rows of tiles, (36, count * cols * in)."""
-    height, width, channels = x.shape
-    band = x.new_zeros(count * OUT + 2, cols * OUT + 2, channels)
+    height, width, _ = maps[0].shape
+    channels = sum(x.shape[2] for x in maps)
+    band = maps[0].new_zeros(count * OUT + 2, cols * OUT + 2, channels)
     top = row * OUT - 1
     first, end = max(0, top), min(height, top + len(band))
-    band[first - top : end - top, 1 : width + 1] = x[first:end]
+    inside = band[first - top : end - top, 1 : width + 1]
+    torch.cat([x[first:end] for x in maps], 2, out=inside)
     across, along, _ = band.stride()
     shape = (IN, IN, count, cols, channels)
     return band.as_strided(shape, (across, along, across * OUT, along * OUT, 1)).reshape(IN * IN, -1)

@@ -18,8 +18,8 @@ def test_winograd_is_a_convolution(height: int, width: int) -> None:
     x = torch.randn(height, width, 24, generator=generator)
     weight, shift = torch.randn(16, 24, 3, 3, generator=generator), torch.randn(16, generator=generator)
     truth = F.relu(F.conv2d(x.permute(2, 0, 1)[None].double(), weight.double(), shift.double(), padding=1))[0].permute(1, 2, 0)
-    ours = convolve(x, weight, shift)
-    assert ours.shape == (height, width, 16)
+    ours = torch.full((height, width, 16), torch.nan)
+    convolve((x[..., :10], x[..., 10:]), weight, shift, ours)
     assert (ours - truth).square().mean().sqrt() < 1e-5 * truth.square().mean().sqrt()
 
 
