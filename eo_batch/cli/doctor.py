@@ -32,7 +32,7 @@ SHOWN = (
     "geopandas",
     "pyarrow",
 )
-MODELS = ("torch", "transformers")
+MODELS = ("torch", "transformers", "safetensors", "huggingface_hub")
 LEAST_FILES = 1024
 LEAST_GB = 2.0
 
@@ -197,7 +197,18 @@ def _models() -> list[Finding]:
     found = {name: _version(name) for name in MODELS}
     text = ", ".join(f"{name} {number or 'not installed'}" for name, number in found.items())
     advice = "" if all(found.values()) else 'Only neural models need them: pip install "eo-batch[models]".'
-    return [Finding("neural models", "ok", text, advice), Finding("GPU", "ok", _gpus())]
+    return [Finding("neural models", "ok", text, advice), _weights(), Finding("GPU", "ok", _gpus())]
+
+
+def _weights() -> Finding:
+    from eo_batch.models.published import published_names
+    from eo_batch.models.weights import are_present, weights_folder
+
+    folder = weights_folder()
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    held = [name for name in published_names() if are_present(name)]
+    text = f"{folder}: {', '.join(held) or 'none'}; {shutil.disk_usage(there).free / 1e9:.1f} GB free"
+    return Finding("weights", "ok", text, "" if held else "RemoteSAM needs some: eo-batch models fetch remotesam.")
 
 
 def _gpus() -> str:

@@ -5,6 +5,7 @@ A pipeline is loaded before the heavy rooms are imported, so a wrong one is told
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +40,14 @@ def register(app: typer.Typer) -> None:
     add("plan", epilog=epilog("eo-batch plan my.toml"))(plan)
     add("run", epilog=epilog("eo-batch run my.toml --out runs/water-2024"))(run)
     add("resume", epilog=epilog("eo-batch resume runs/water-2024"))(resume)
+
+
+def _how_to_go_on(*, out: Path | None = None, run: Path | None = None, **others: Any) -> str:
+    """After Ctrl-C: the request is the first file of a run, and enough to resume it."""
+    folder = out if run is None else run
+    if folder is None or not (folder / "request.json").exists():
+        return "nothing is computed yet; the same command begins anew"
+    return f"what is finished is kept; `eo-batch resume {folder}` goes on from there"
 
 
 @command
@@ -120,7 +129,7 @@ def plan(
     made.check()
 
 
-@command
+@partial(command, after_ctrl_c=_how_to_go_on)
 def run(
     pipeline: Pipeline,
     out: Annotated[Path, typer.Option(help="New folder for the run.")],
@@ -143,7 +152,7 @@ def run(
     return finish(summary, as_json=json)
 
 
-@command
+@partial(command, after_ctrl_c=_how_to_go_on)
 def resume(
     run: RunFolder,
     repair: Annotated[bool, typer.Option("--repair", help="Check every file first, and compute again what is damaged.")] = False,
@@ -180,6 +189,8 @@ def finish(summary: RunSummary, *, as_json: bool) -> int:
         print_json({"event": "summary", **summary.as_dict()})
     else:
         print_table(summary.rows())
+    if summary.interrupted:
+        say(f"interrupted: {_how_to_go_on(run=summary.path)}")
     return summary.exit_status
 
 

@@ -20,6 +20,29 @@ class Rules(StrEnum):
     upstream = "upstream"
 
 
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
+ZonesFile = Annotated[
+    Path | None,
+    typer.Option(help="Polygons to tell figures for: GeoPackage, GeoJSON, Shapefile, FlatGeobuf or GeoParquet, any CRS."),
+]
+CellSize = Annotated[float | None, typer.Option(help="Instead of --zones: square cells of this size in units of the grid's CRS.")]
+ZoneId = Annotated[
+    str | None, typer.Option(help="Column of the file that names its polygons; without it they are numbered from 1.")
+]
+Layer = Annotated[str | None, typer.Option(help="Layer of the file, where it has several.")]
+Oriented = Annotated[bool, typer.Option("--oriented", help="Smallest rotated rectangles instead of horizontal boxes.")]
+Which = Annotated[
+    Rules,
+    typer.Option(
+        help="region: one box per object. upstream: as RemoteSAM on one image, boxes inside or much over others left out."
+    ),
+]
+Connectivity = Annotated[
+    int, typer.Option(min=4, max=8, help="8: pixels that meet at a corner are one object. 4: each footprint is one.")
+]
+Pictures = Annotated[bool, typer.Option("--picture", help="Also draw a PNG of each time step.")]
+
+
 def register(app: typer.Typer) -> None:
     """Add the command of this module to `app`."""
     examples = (
@@ -33,32 +56,16 @@ def register(app: typer.Typer) -> None:
 
 @command
 def products(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
-    zones: Annotated[
-        Path | None,
-        typer.Option(help="Polygons to tell figures for: GeoPackage, GeoJSON, Shapefile, FlatGeobuf or GeoParquet, any CRS."),
-    ] = None,
-    cells: Annotated[
-        float | None, typer.Option(help="Instead of --zones: square cells of this size in units of the grid's CRS.")
-    ] = None,
-    zone_id: Annotated[
-        str | None, typer.Option(help="Column of the file that names its polygons; without it they are numbered from 1.")
-    ] = None,
-    layer: Annotated[str | None, typer.Option(help="Layer of the file, where it has several.")] = None,
-    oriented: Annotated[
-        bool, typer.Option("--oriented", help="Smallest rotated rectangles instead of horizontal boxes.")
-    ] = False,
-    rules: Annotated[
-        Rules,
-        typer.Option(
-            help="region: one box per object. upstream: as RemoteSAM on one image, boxes inside or much over others left out."
-        ),
-    ] = Rules.region,
+    run: Run,
+    zones: ZonesFile = None,
+    cells: CellSize = None,
+    zone_id: ZoneId = None,
+    layer: Layer = None,
+    oriented: Oriented = False,
+    rules: Which = Rules.region,
     drop_inner: DropInner = None,
-    connectivity: Annotated[
-        int, typer.Option(min=4, max=8, help="8: pixels that meet at a corner are one object. 4: each footprint is one.")
-    ] = 8,
-    picture: Annotated[bool, typer.Option("--picture", help="Also draw a PNG of each time step.")] = False,
+    connectivity: Connectivity = 8,
+    picture: Pictures = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

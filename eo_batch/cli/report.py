@@ -89,10 +89,18 @@ def _is_number(cell: str) -> bool:
     return cell == "-" or re.fullmatch(r"-?[0-9][0-9,]*(\.[0-9]+)?( %)?", cell) is not None
 
 
-def command(function: Callable[..., Any]) -> Callable[..., None]:
+def _anew(**arguments: Any) -> str:
+    return "the same command begins anew"
+
+
+def command(function: Callable[..., Any], *, after_ctrl_c: Callable[..., str] = _anew) -> Callable[..., None]:
     """A command whose errors become one line on stderr and a documented exit status.
 
     Adds the option `--traceback` to the command. A returned int is the exit status.
+
+    Parameters
+    ----------
+    after_ctrl_c : given the arguments of the command; says what is kept and how to go on.
     """
     option = inspect.Parameter(
         "show_traceback",
@@ -102,13 +110,13 @@ def command(function: Callable[..., Any]) -> Callable[..., None]:
     )
 
     @functools.wraps(function)
-    def guarded(*args: Any, show_traceback: bool = False, **kwargs: Any) -> None:
+    def guarded(*, show_traceback: bool = False, **kwargs: Any) -> None:
         try:
-            status = function(*args, **kwargs)
+            status = function(**kwargs)
         except typer.Exit:
             raise
         except KeyboardInterrupt:
-            say("interrupted: what is finished is kept; `eo-batch resume RUN` goes on from there")
+            say(f"interrupted: {after_ctrl_c(**kwargs)}")
             status = INTERRUPTED
         except BrokenPipeError:
             # The reader of our stdout (head, less) has gone. Nothing is wrong, and the interpreter must not complain at exit.

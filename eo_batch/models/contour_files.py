@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,18 +20,26 @@ from typing import Any
 from eo_batch.core.digest import canonical_json
 from eo_batch.core.errors import ConfigError, ModelError, PolicyError
 from eo_batch.core.hrefs import redact
+from eo_batch.models.checkpoints import Listener
 from eo_batch.models.disk import disk_error, whole_file
+from eo_batch.models.hub import Hub, alone, download
 from eo_batch.models.hub_client import discreet, hub_endpoint, is_offline, transport_errors
+from eo_batch.models.published import PublishedFile
 from eo_batch.models.weights import CONFIG_BYTES, file_sha256, need_libraries, parse_config, regular_file, weights_folder
+from eo_batch.version import __version__
 
 NAME = "directsam"
 """Name for `load_contours` and of the folder of fetched files."""
 REPO = "chendelong/DirectSAM-EntitySeg-1024px-0501"
 """The contour network that RemoteSAM's authors use: SegFormer, one logit (arXiv 2402.14327)."""
 LICENCE = "not stated on the page of the weights. Whether you may use them is for you to find out"
+SOURCE = "what the hub announces for this commit: trust on first use, not a pin"
+COMMAND = f"eo-batch models fetch {NAME} --revision COMMIT"
 CONFIG, WEIGHTS, PROCESSING, RECORD = "config.json", "model.safetensors", "preprocessor_config.json", "fetched.json"
 LARGEST_BYTES = {CONFIG: CONFIG_BYTES, PROCESSING: CONFIG_BYTES, WEIGHTS: 1 << 30}
 TIMEOUT_S = 30.0
+AGENT = {"library_name": "eo-batch", "library_version": __version__}
+"""Who asks: nothing else about this machine is told."""
 
 
 @dataclass(frozen=True)
@@ -75,37 +85,46 @@ def find_contours(name_or_path: str | os.PathLike[str]) -> ContourFiles:
     return ContourFiles(folder / WEIGHTS, _read_json(folder / CONFIG), _read_json(folder / PROCESSING), sums[WEIGHTS])
 
 
-def fetch_contours(revision: str, *, repo: str = REPO, folder: Path | None = None) -> ContourFiles:
+def fetch_contours(
+    revision: str,
+    *,
+    repo: str = REPO,
+    folder: Path | None = None,
+    listener: Listener | None = None,
+    wait: Callable[[float], None] = time.sleep,
+) -> ContourFiles:
     """The contour network of one commit of the hub; what is here already is checked, not asked for again.
 
-    Show `LICENCE` to the user first.
+    Show `LICENCE` to the user first. An interrupted download of the weights goes on where it ended.
 
     Parameters
     ----------
     revision : full commit, 40 hexadecimal digits, chosen by the user: branches move, and nothing else pins these files.
     folder : instead of `weights_folder() / "directsam" / revision`.
+    listener : told what is done, in bytes.
+    wait : how seconds pass between tries.
 
     Raises
     ------
-    ConfigError : `config-invalid`: the revision is no full commit.
+    ConfigError : `config-invalid`: the revision is no full commit, another fetch is at work in this folder.
     ModelError : `weights-missing`: offline and not here; `weights-unreachable`: the hub does not give a file.
     PolicyError : `weights-hash`: not the file that the hub announces.
     StoreError : `disk-full`, `store-denied`, `store-unreachable`.
     """
-    if re.fullmatch("[0-9a-f]{40}", revision) is None:
-        fix = f"Give the 40 hexadecimal digits that the history of {repo} shows for the commit you trust."
-        raise ConfigError("config-invalid", f"{revision!r} is no full commit", where="revision", fix=fix)
+    check_revision(revision, repo=repo)
     need_libraries("huggingface_hub", "safetensors", "torch", "transformers")
     folder = weights_folder() / NAME / revision if folder is None else folder
     if (folder / RECORD).exists():
         return find_contours(folder)
+    hub = Hub(hub_endpoint(), listener or (lambda what, done, total: None), wait)
     if is_offline():
         what, fix = "is not on this machine, and HF_HUB_OFFLINE forbids to ask the hub", "Unset HF_HUB_OFFLINE."
         raise ModelError("weights-missing", what, where=f"{repo} at {revision[:12]}", fix=fix)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=folder, prefix=".loading-") as loading, discreet():
-            sums = {name: _download(repo, revision, name, folder, Path(loading)) for name in (CONFIG, PROCESSING, WEIGHTS)}
+        with alone(folder), discreet():
+            sums = {name: _load_small(repo, revision, name, folder, hub) for name in (CONFIG, PROCESSING)}
+            sums[WEIGHTS] = _load_weights(repo, revision, folder, hub)
         said = canonical_json({"repo": repo, "revision": revision, "files": sums})
         with whole_file(folder / RECORD, needed=len(said)) as file:
             file.write(said)
@@ -114,40 +133,90 @@ def fetch_contours(revision: str, *, repo: str = REPO, folder: Path | None = Non
     return find_contours(folder)
 
 
+def fetched_folders() -> list[Path]:
+    """Folders of the commits that were fetched."""
+    return sorted(path.parent for path in (weights_folder() / NAME).glob(f"*/{RECORD}"))
+
+
 def _fetched_folder() -> Path:
     """Folder of the one commit that was fetched."""
-    place = weights_folder() / NAME
-    found = sorted(path.parent for path in place.glob(f"*/{RECORD}"))
+    found = fetched_folders()
     if len(found) == 1:
         return found[0]
     what = f"{len(found)} contour networks were fetched" if found else "the contour network is not on this machine"
-    fix = "Give the folder of one of them." if found else "Fetch it at a commit you trust, or give a folder that holds it."
-    raise ModelError("weights-missing", what, where=str(place), fix=fix)
+    fix = "Give the folder of one of them." if found else f"Run: {COMMAND}, or give a folder that holds it."
+    raise ModelError("weights-missing", what, where=str(weights_folder() / NAME), fix=fix)
 
 
-def _download(repo: str, revision: str, name: str, folder: Path, loading: Path) -> str:
-    """One file of the hub in `folder`; its sha256."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+def check_revision(revision: str, *, repo: str = REPO) -> None:
+    """Refuse what can move.
 
-    endpoint, where = hub_endpoint(), f"{repo}/{name} at {revision[:12]}"
+    Raises
+    ------
+    ConfigError : `config-invalid`: no full commit.
+    """
+    if re.fullmatch("[0-9a-f]{40}", revision) is None:
+        fix = f"Give the 40 hexadecimal digits that the history of {repo} shows for the commit you trust."
+        raise ConfigError("config-invalid", f"{revision!r} is no full commit", where="revision", fix=fix)
+
+
+def is_fetched(revision: str) -> bool:
+    """Nothing would be downloaded for this commit."""
+    return (weights_folder() / NAME / revision / RECORD).exists()
+
+
+def _load_small(repo: str, revision: str, name: str, folder: Path, hub: Hub) -> str:
+    """A description of the network in `folder`; its sha256."""
+    from huggingface_hub import hf_hub_download
+
+    size, _ = _announced(repo, revision, name, hub)
+    with TemporaryDirectory(dir=folder, prefix=".loading-") as loading, _asking(repo, revision, name):
+        loaded = Path(hf_hub_download(repo, name, revision=revision, endpoint=hub.endpoint, cache_dir=loading, **AGENT))
+        if loaded.stat().st_size != size:
+            raise _wrong(repo, revision, name, f"it has {loaded.stat().st_size:,} bytes, the hub announces {size:,}")
+        with whole_file(folder / name, needed=size) as copy, loaded.open("rb") as opened:
+            shutil.copyfileobj(opened, copy)
+    return file_sha256(folder / name)
+
+
+def _load_weights(repo: str, revision: str, folder: Path, hub: Hub) -> str:
+    """The weights in `folder`; their sha256, which is the one that the hub announces."""
+    size, etag = _announced(repo, revision, WEIGHTS, hub)
+    if re.fullmatch("[0-9a-f]{64}", etag) is None:  # large files are named by their sha256
+        raise _wrong(repo, revision, WEIGHTS, f"the hub announces {etag[:16]!r} instead of a sha256")
+    file = PublishedFile(NAME, repo, revision, WEIGHTS, etag, size, LICENCE, SOURCE, keep_as=WEIGHTS)
+    download(file, folder / WEIGHTS, hub)
+    return etag
+
+
+def _announced(repo: str, revision: str, name: str, hub: Hub) -> tuple[int, str]:
+    """(bytes, etag) that the hub names for a file."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+    with _asking(repo, revision, name):
+        url = hf_hub_url(repo, name, revision=revision, endpoint=hub.endpoint)
+        said = get_hf_file_metadata(url, timeout=TIMEOUT_S, endpoint=hub.endpoint, **AGENT)
+    if said.size is None or said.size > LARGEST_BYTES[name]:
+        raise _wrong(repo, revision, name, f"the hub announces {said.size} bytes, more than any such file has")
+    return said.size, (said.etag or "").lower()
+
+
+@contextmanager
+def _asking(repo: str, revision: str, name: str) -> Iterator[None]:
+    """What the hub or the network does wrong, told as an error of ours."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     try:
-        said = get_hf_file_metadata(hf_hub_url(repo, name, revision=revision, endpoint=endpoint), timeout=TIMEOUT_S)
-        if said.size is None or said.size > LARGEST_BYTES[name]:
-            raise _wrong(where, f"the hub announces {said.size} bytes, more than any such file has")
-        loaded = Path(hf_hub_download(repo, name, revision=revision, endpoint=endpoint, cache_dir=loading))
-    except transport_errors() as error:
+        yield
+    except (*transport_errors(), LocalEntryNotFoundError) as error:
         why = f"{type(error).__name__}: {redact(' '.join(str(error).split()))[:150]}"
         fix = "Check the commit, and HF_ENDPOINT or HF_TOKEN if you need them, then try again."
+        where = f"{repo}/{name} at {revision[:12]}"
         raise ModelError("weights-unreachable", "the hub does not give this file", where=where, why=why, fix=fix) from None
-    found, announced = file_sha256(loaded), (said.etag or "").lower()
-    if said.size != loaded.stat().st_size or (name == WEIGHTS and announced != found):  # large files are named by their sha256
-        raise _wrong(where, f"its sha256 is {found[:16]}..., the hub announces {announced[:16]!r}")
-    with whole_file(folder / name, needed=said.size) as copy, loaded.open("rb") as opened:
-        shutil.copyfileobj(opened, copy)
-    return found
 
 
-def _wrong(where: str, why: str) -> PolicyError:
+def _wrong(repo: str, revision: str, name: str, why: str) -> PolicyError:
+    where = f"{repo}/{name} at {revision[:12]}"
     fix = "It is not used. Check HF_ENDPOINT and proxies, then try again."
     return PolicyError("weights-hash", "is not the file that the hub announces", where=where, why=why, fix=fix)
 

@@ -78,10 +78,10 @@ def fetch(
     architecture = find_architecture(name) if architecture is None else architecture
     folder = weights_folder() / name if folder is None else folder
     target = folder / f"{name}{SUFFIX}"
-    hub = _Hub(hub_endpoint(), listener or (lambda what, done, total: None), wait)
+    hub = Hub(hub_endpoint(), listener or (lambda what, done, total: None), wait)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder), discreet():
+        with alone(folder), discreet():
             for file in sorted(files, key=lambda file: file.is_checkpoint):  # the small ones first
                 if not file.is_checkpoint:
                     _keep(file, folder / file.keep_as, hub)
@@ -102,8 +102,8 @@ def is_fetched(name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class _Hub:
-    """How to ask."""
+class Hub:
+    """How to ask: where, who is told of progress in bytes, and how seconds pass between tries."""
 
     endpoint: str
     listener: Listener
@@ -170,26 +170,26 @@ class _Partial:
         self._listener(f"{what} {self._file.local_name}", self.size, self._file.bytes)
 
 
-def _keep(file: PublishedFile, place: Path, hub: _Hub) -> None:
+def _keep(file: PublishedFile, place: Path, hub: Hub) -> None:
     """A file that is used as it is."""
     if _is_file(place, file, hub):
         return
     cached = _in_library_cache(file, hub)
     if cached is None:
-        _download(file, place, hub)
+        download(file, place, hub)
         return
     with whole_file(place, needed=file.bytes) as copy, cached.open("rb") as opened:
         shutil.copyfileobj(opened, copy)
 
 
-def _convert(file: PublishedFile, target: Path, architecture: Architecture, hub: _Hub) -> None:
+def _convert(file: PublishedFile, target: Path, architecture: Architecture, hub: Hub) -> None:
     """A checkpoint becomes `target`; what was downloaded for it is removed."""
     own = target.with_name(file.local_name)
     source = _in_library_cache(file, hub)
     if source is None:
         source = own
         if not _is_file(own, file, hub):
-            _download(file, own, hub)
+            download(file, own, hub)
     made = convert_checkpoint(
         source, target, architecture=architecture, source_sha256=file.sha256, replaces=True, listener=hub.listener
     )
@@ -215,7 +215,7 @@ def _sum_file(target: Path) -> Path:
     return target.with_name(f"{target.name}.sha256")
 
 
-def _is_file(path: Path, file: PublishedFile, hub: _Hub) -> bool:
+def _is_file(path: Path, file: PublishedFile, hub: Hub) -> bool:
     """`path` is the pinned file, byte for byte."""
     if not path.is_file() or path.stat().st_size != file.bytes:
         return False
@@ -228,7 +228,7 @@ def _is_file(path: Path, file: PublishedFile, hub: _Hub) -> bool:
     return made.hexdigest() == file.sha256
 
 
-def _in_library_cache(file: PublishedFile, hub: _Hub) -> Path | None:
+def _in_library_cache(file: PublishedFile, hub: Hub) -> Path | None:
     """The file in the cache of huggingface_hub, if it is the pinned one."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -237,8 +237,13 @@ def _in_library_cache(file: PublishedFile, hub: _Hub) -> Path | None:
     return path if path is not None and _is_file(path, file, hub) else None
 
 
-def _download(file: PublishedFile, place: Path, hub: _Hub) -> None:
-    """`file` at `place`, checked; an interrupted download goes on where it ended."""
+def download(file: PublishedFile, place: Path, hub: Hub) -> None:
+    """`file` at `place`, checked; an interrupted download goes on where it ended.
+
+    Raises
+    ------
+    ModelError, PolicyError, StoreError : as `fetch`.
+    """
     if is_offline():
         what = "is not on this machine, and HF_HUB_OFFLINE forbids to ask the hub"
         fix = "Unset HF_HUB_OFFLINE, or copy the weights folder from a machine that has them."
@@ -257,7 +262,7 @@ def _download(file: PublishedFile, place: Path, hub: _Hub) -> None:
     sync_folder(place.parent)
 
 
-def _patiently(file: PublishedFile, hub: _Hub, attempt: Callable[[], None], *, gained: Callable[[], int]) -> None:
+def _patiently(file: PublishedFile, hub: Hub, attempt: Callable[[], None], *, gained: Callable[[], int]) -> None:
     """Try until it works, or until it fails `TRIES` times in a row without gaining."""
     failures, best = 0, gained()
     while True:
@@ -270,7 +275,7 @@ def _patiently(file: PublishedFile, hub: _Hub, attempt: Callable[[], None], *, g
             hub.wait(min(max(again.after_s, 2.0 ** (failures - 1)), LONGEST_WAIT_S))
 
 
-def _check_announcement(file: PublishedFile, hub: _Hub) -> None:
+def _check_announcement(file: PublishedFile, hub: Hub) -> None:
     """Ask what the hub would send: another file is refused before its first byte."""
     from huggingface_hub import get_hf_file_metadata
     from huggingface_hub.errors import HfHubHTTPError
@@ -290,7 +295,7 @@ def _check_announcement(file: PublishedFile, hub: _Hub) -> None:
         raise _wrong(file, f"the hub announces sha256 {etag[:16]!r}, not {file.sha256[:16]!r}")
 
 
-def _stream(file: PublishedFile, partial: _Partial, hub: _Hub) -> None:
+def _stream(file: PublishedFile, partial: _Partial, hub: Hub) -> None:
     """One request for the bytes that are missing."""
     from huggingface_hub import get_session
     from huggingface_hub.utils import build_hf_headers
@@ -318,14 +323,14 @@ def _stream(file: PublishedFile, partial: _Partial, hub: _Hub) -> None:
         raise _Again("the connection ended early")
 
 
-def _refusal(file: PublishedFile, hub: _Hub, status: int, headers: Mapping[str, str]) -> Exception:
+def _refusal(file: PublishedFile, hub: Hub, status: int, headers: Mapping[str, str]) -> Exception:
     if status in FOR_GOOD:
         return _unreachable(file, hub, f"HTTP {status}")
     after = headers.get("Retry-After", "")
     return _Again(f"HTTP {status}", after_s=float(after) if after.isdecimal() and len(after) < 6 else 0.0)
 
 
-def _url(file: PublishedFile, hub: _Hub) -> str:
+def _url(file: PublishedFile, hub: Hub) -> str:
     from huggingface_hub import hf_hub_url
 
     url: str = hf_hub_url(file.repo, file.filename, revision=file.revision, endpoint=hub.endpoint)
@@ -333,7 +338,7 @@ def _url(file: PublishedFile, hub: _Hub) -> str:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """One fetch per folder at a time; the lock goes with its process."""
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
@@ -355,7 +360,7 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {redact(' '.join(str(error).split()))[:150]}".rstrip(": ")
 
 
-def _unreachable(file: PublishedFile, hub: _Hub, why: str) -> ModelError:
+def _unreachable(file: PublishedFile, hub: Hub, why: str) -> ModelError:
     host = urlsplit(hub.endpoint).hostname
     fix = "Run the same command again: what is here already is kept. HF_ENDPOINT names another hub, HF_TOKEN an account."
     return ModelError("weights-unreachable", f"{host} does not give this file", where=_where(file), why=why, fix=fix)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from eo_batch.core.errors import ConfigError
-from eo_batch.core.hrefs import redact
+from eo_batch.core.logs import redacted_logs
 
 HUB = "https://huggingface.co"
 LIBRARIES = ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2")
@@ -51,28 +50,21 @@ def transport_errors() -> tuple[type[Exception], ...]:
     return tuple(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError" and issubclass(kind, Exception))
 
 
-class _Redacted(logging.Filter):
-    """Lets every record pass, without query strings and tokens."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args, record.exc_info = redact(record.getMessage()), (), None
-        return True
-
-
 @contextmanager
 def discreet() -> Iterator[None]:
-    """Nothing about this machine is told to the hub, and no signed address to a log."""
+    """Nothing about this machine is told to the hub, no signed address to a log, and no bar is drawn but ours."""
     from huggingface_hub import constants, get_session
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    get_session()
-    names = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in LIBRARIES]
-    quiet, before = _Redacted(), constants.HF_HUB_DISABLE_TELEMETRY
-    for name in names:
-        logging.getLogger(name).addFilter(quiet)
+    get_session()  # its libraries have their loggers from here on
+    telemetry_off, draws_bars = constants.HF_HUB_DISABLE_TELEMETRY, not are_progress_bars_disabled()
     constants.HF_HUB_DISABLE_TELEMETRY = True
+    if draws_bars:
+        disable_progress_bars()
     try:
-        yield
+        with redacted_logs(*LIBRARIES):
+            yield
     finally:
-        constants.HF_HUB_DISABLE_TELEMETRY = before
-        for name in names:
-            logging.getLogger(name).removeFilter(quiet)
+        constants.HF_HUB_DISABLE_TELEMETRY = telemetry_off
+        if draws_bars:
+            enable_progress_bars()

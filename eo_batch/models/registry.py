@@ -17,6 +17,7 @@ from types import MappingProxyType
 from eo_batch.core.errors import ConfigError, EoBatchError, ModelError
 from eo_batch.core.spec import ModelSpec
 from eo_batch.models.segmenter import Segmenter
+from eo_batch.models.weights import are_present
 
 GROUP = "eo_batch.segmenters"
 """Entry point group in which installed packages offer segmenters."""
@@ -37,6 +38,7 @@ class SegmenterEntry:
     target : `module:function` of its factory.
     needs : importable modules that it cannot do without.
     extra : extra of eo-batch that brings those modules, or "".
+    weights : name of the published weights that it answers with, or "".
     """
 
     name: str
@@ -46,6 +48,7 @@ class SegmenterEntry:
     target: str
     needs: tuple[str, ...] = ()
     extra: str = ""
+    weights: str = ""
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -63,6 +66,15 @@ class SegmenterEntry:
         if self.is_available:
             return ""
         return f'pip install "eo-batch[{self.extra}]"' if self.extra else f"pip install {' '.join(self.missing)}"
+
+    @property
+    def state(self) -> str:
+        """ "ready", or what is missing and the command that brings it; files of weights are looked for, not read."""
+        if not self.is_available:
+            return f"needs libraries: {self.advice}"
+        if self.weights and not are_present(self.weights):
+            return f"weights missing: eo-batch models fetch {self.weights}"
+        return "ready"
 
 
 BUILT_IN: Mapping[str, SegmenterEntry] = MappingProxyType(
@@ -84,6 +96,7 @@ BUILT_IN: Mapping[str, SegmenterEntry] = MappingProxyType(
                 "eo_batch.models.remotesam.segmenter:load_remotesam",
                 ("torch", "transformers", "safetensors"),
                 "models",
+                "remotesam",
             ),
             SegmenterEntry(
                 "window-mean",

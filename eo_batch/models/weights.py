@@ -29,6 +29,8 @@ SHOWN = 5
 CONFIG_BYTES, CONFIG_VALUES, CONFIG_DEPTH, CONFIG_LARGEST = 100_000, 1_000, 5, 10_000_000
 """A description of a network that is longer, deeper or holds larger numbers than this is nonsense."""
 READ_BYTES = 8 << 20
+ALIGNED_BYTES = 64
+"""Where torch begins a tensor in memory: a multiple of this. Products of matrices may round otherwise where it is not."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,13 @@ def weights_folder() -> Path:
         return Path(named).expanduser().absolute()
     cache = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(cache) if cache and Path(cache).is_absolute() else Path.home() / ".cache") / "eo-batch" / "weights"
+
+
+def are_present(name: str) -> bool:
+    """The files of published weights are in the weights folder; what they hold is not looked at."""
+    folder = weights_folder() / name
+    names = [f"{name}{SUFFIX}", *(file.keep_as for file in published_files(name) if file.keep_as)]
+    return all((folder / needed).is_file() for needed in names)
 
 
 def find_weights(
@@ -131,7 +140,8 @@ def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 def load_strictly(module: Any, tensors: Mapping[str, Any], *, where: str, tolerated: Collection[str] = ()) -> None:
     """Put `tensors` into `module`: every key, shape and dtype must agree, every number must be finite.
 
-    Parts of `module` on the meta device become views of `tensors` (no copy); the others are filled.
+    If parts of `module` are on the meta device, all of it becomes `tensors` themselves, without a copy where they begin in memory
+    as tensors of torch do: so the same weights give the same bits, whatever file they came from. Otherwise `module` is filled.
 
     Parameters
     ----------
@@ -149,7 +159,10 @@ def load_strictly(module: Any, tensors: Mapping[str, Any], *, where: str, tolera
     kept = check_tensors(expected, tensors, where=where, tolerated=tolerated)
     for name, tensor in kept.items():
         check_values(name, tensor, expected[name], where=where)
-    module.load_state_dict(kept, strict=True, assign=any(tensor.is_meta for tensor in expected.values()))
+    is_assigned = any(tensor.is_meta for tensor in expected.values())
+    if is_assigned:
+        kept = {name: tensor.clone() if tensor.data_ptr() % ALIGNED_BYTES else tensor for name, tensor in kept.items()}
+    module.load_state_dict(kept, strict=True, assign=is_assigned)
 
 
 def check_tensors(

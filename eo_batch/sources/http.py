@@ -18,7 +18,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 
 from eo_batch.core.hrefs import redact
-from eo_batch.sources.logs import redact_logs
+from eo_batch.core.logs import redact_logs
 
 redact_logs("urllib3", "requests")
 

@@ -21,10 +21,10 @@ from rasterio.windows import Window
 
 from eo_batch.core.errors import AssetError
 from eo_batch.core.grid import Grid, Span
+from eo_batch.core.logs import redact_logs
 from eo_batch.core.records import BandAsset
 from eo_batch.sources.access import AssetAccess
 from eo_batch.sources.asset_errors import Retry, host_of, with_retries
-from eo_batch.sources.logs import redact_logs
 from eo_batch.sources.open_files import forget, open_limit, opened_files
 from eo_batch.sources.raster import GDAL_ENV, Header, Placement, check_scale, choose_level, open_raster, place, read_header
 from eo_batch.sources.resample import Pixels, Positions, average_blocks, decode, positions, resample

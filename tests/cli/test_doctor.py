@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -43,6 +44,18 @@ def test_foreign_projection_data_is_pointed_out(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("PROJ_LIB", "/usr/share/proj")
     (finding,) = [f for f in examine() if f.name == "PROJ variables"]
     assert finding.state == "warn"
+
+
+def test_weights_and_their_folder_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EO_BATCH_WEIGHTS", str(tmp_path / "not yet"))
+    (finding,) = [f for f in examine() if f.name == "weights"]
+    assert finding.text.startswith(f"{tmp_path / 'not yet'}: none; ")
+    assert "eo-batch models fetch remotesam" in finding.advice
+    (tmp_path / "not yet" / "remotesam").mkdir(parents=True)
+    for name in ("remotesam.safetensors", "vocab.txt"):
+        (tmp_path / "not yet" / "remotesam" / name).touch()
+    (finding,) = [f for f in examine() if f.name == "weights"]
+    assert (": remotesam; " in finding.text, finding.advice) == (True, "")
 
 
 def test_a_check_that_breaks_is_a_finding_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:

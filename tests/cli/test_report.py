@@ -11,8 +11,10 @@ import pytest
 import typer
 from hypothesis import given
 from hypothesis import strategies as st
+from toy import make_toy
 from typer.testing import CliRunner
 
+from eo_batch.cli.main import app as main
 from eo_batch.cli.report import Json, command, plain, print_table
 from eo_batch.core.errors import CODES, ConfigError, EoBatchError
 
@@ -103,10 +105,28 @@ def test_traceback_option_prints_the_trace() -> None:
     assert "Traceback (most recent call last)" in answer.stderr
 
 
-def test_ctrl_c_ends_with_130_and_says_how_to_go_on() -> None:
+def test_ctrl_c_ends_with_130_and_promises_nothing_by_default() -> None:
     answer = CliRunner().invoke(app_that(KeyboardInterrupt()), [])
-    assert answer.exit_code == 130
-    assert "eo-batch resume" in answer.stderr
+    assert (answer.exit_code, answer.stderr) == (130, "interrupted: the same command begins anew\n")
+
+
+def test_ctrl_c_says_of_a_run_what_is_true_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, out = make_toy(tmp_path / "toy", size=64), tmp_path / "run"
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def interrupt(at: str) -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr(at, interrupted)
+            answer = CliRunner().invoke(main, ["run", str(pipeline), "--out", str(out), "--cluster", "serial"])
+        assert answer.exit_code == 130
+        return answer.stderr
+
+    assert "nothing is computed yet" in interrupt("eo_batch.run.driver.make_inputs_of")
+    assert not (out / "request.json").exists()
+    assert f"`eo-batch resume {out}` goes on from there" in interrupt("eo_batch.run.driver._conduct")
+    assert CliRunner().invoke(main, ["resume", str(out)]).exit_code == 0
 
 
 def test_a_returned_number_is_the_exit_status() -> None:

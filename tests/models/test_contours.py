@@ -13,9 +13,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from servers.hub import Hub
+from servers.hub import Fault, Hub
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
+from typer.testing import CliRunner, Result
 
+from eo_batch.cli.main import app
 from eo_batch.core.errors import ConfigError, ModelError, PolicyError, ResourceError
 from eo_batch.models.contour_files import CONFIG, NAME, PROCESSING, RECORD, REPO, WEIGHTS, fetch_contours
 from eo_batch.models.contours import Preparation, load_contours
@@ -214,7 +216,7 @@ def test_fetched_weights_are_found_by_name_and_not_asked_for_again(server: Hub, 
     asked = len(server.asked)
     assert fetch_contours(REVISION) == files
     assert len(server.asked) == asked
-    assert sorted(path.name for path in files.weights.parent.iterdir()) == sorted([CONFIG, PROCESSING, WEIGHTS, RECORD])
+    assert sorted(path.name for path in files.weights.parent.iterdir()) == sorted([".lock", CONFIG, PROCESSING, WEIGHTS, RECORD])
     for name in (NAME, REPO):
         assert np.array_equal(load_contours(name).contour(picture()), load_contours(saved).contour(picture()))
 
@@ -277,3 +279,76 @@ def test_two_fetched_commits_must_be_told_apart(server: Hub, saved: Path) -> Non
     with pytest.raises(ModelError, match="2 contour networks"):
         load_contours(NAME)
     assert load_contours(found.weights.parent).sha256 == found.sha256
+
+
+def test_an_interrupted_download_goes_on_with_the_missing_bytes_alone(server: Hub) -> None:
+    server.script(WEIGHTS, Fault("short", after=5_000), *[Fault("status", 503)] * 5)
+    waits: list[float] = []
+    with pytest.raises(ModelError, match="weights-unreachable"):
+        fetch_contours(REVISION, wait=waits.append)
+    fetch_contours(REVISION, wait=waits.append)
+    assert server.bodies_of(WEIGHTS)[-1].range == "bytes=5000-"
+
+
+def test_progress_is_told_in_bytes_and_the_library_draws_no_bar(server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[tuple[str, int, int]] = []
+    files = fetch_contours(REVISION, listener=lambda what, done, total: told.append((what, done, total)))
+    size = files.weights.stat().st_size
+    assert told[-1] == (f"downloading {WEIGHTS}", size, size)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_hub_learns_nothing_about_this_machine(server: Hub) -> None:
+    fetch_contours(REVISION)
+    assert {asked.path.split("/resolve/")[0] for asked in server.asked} == {f"/{REPO}"}
+    assert all(asked.agent.startswith("eo-batch/") and "torch" not in asked.agent for asked in server.asked)
+
+
+def models(*arguments: str, answer: str = "") -> Result:
+    """`eo-batch models ...`, with what is typed at its questions."""
+    return CliRunner().invoke(app, ["models", *arguments], input=answer)
+
+
+def test_the_command_shows_licence_and_source_and_asks_before_anything_is_downloaded(server: Hub) -> None:
+    refused = models("fetch", "directsam", "--revision", REVISION, answer="n\n")
+    assert refused.exit_code == 2
+    assert "licence: not stated" in refused.stderr
+    assert "not a pin" in refused.stderr
+    assert server.asked == []
+    agreed = models("fetch", "directsam", "--revision", REVISION, "--json", answer="y\n")
+    assert agreed.exit_code == 0, agreed.stderr
+    told = json.loads(agreed.stdout.splitlines()[-1])
+    assert Path(told["weights"]).stat().st_size == told["bytes"]
+    assert load_contours(NAME).sha256 == told["sha256"]
+    again = models("fetch", "directsam", "--revision", REVISION)
+    assert (again.exit_code, "licence" in again.stderr) == (0, False)
+
+
+def test_the_command_wants_a_commit_that_somebody_trusts(server: Hub) -> None:
+    for arguments, said in (((), "--revision COMMIT"), (("--revision", "main"), "no full commit")):
+        answer = models("fetch", "directsam", "--yes", *arguments)
+        assert answer.exit_code == 2
+        assert said in answer.stderr
+    pinned = models("fetch", "remotesam", "--yes", "--revision", REVISION)
+    assert (pinned.exit_code, "are pinned" in pinned.stderr) == (2, True)
+    assert server.asked == []
+
+
+def test_list_and_show_say_whether_the_contour_network_is_here(server: Hub) -> None:
+    missing = f"weights missing: eo-batch models fetch {NAME} --revision COMMIT"
+    assert missing in models("list").stdout
+    assert json.loads(models("list", "--json").stdout)["contours"][0]["state"] == missing
+    assert "not on this machine" in models("show", NAME).stderr
+    files = fetch_contours(REVISION)
+    assert json.loads(models("list", "--json").stdout)["contours"][0]["state"] == "ready"
+    assert json.loads(models("show", NAME, "--json").stdout)["here"][0]["sha256"] == files.sha256
+
+
+def test_an_interrupted_command_says_how_to_go_on(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("eo_batch.models.contour_files.download", interrupted)
+    answer = models("fetch", NAME, "--revision", REVISION, "--yes")
+    assert answer.exit_code == 130
+    assert f"`eo-batch models fetch directsam --revision {REVISION}` goes on from there" in answer.stderr

@@ -124,9 +124,25 @@ def test_missing_extra_is_told_with_the_command_that_brings_it(monkeypatch):
     entry = replace(BUILT_IN["spectral"], needs=("no_such_module_at_all",), extra="models")
     monkeypatch.setattr(registry, "BUILT_IN", {"spectral": entry})
     assert not entry.is_available
+    assert entry.state == 'needs libraries: pip install "eo-batch[models]"'
     with pytest.raises(ConfigError, match=r'pip install "eo-batch\[models\]"'):
         load_segmenter(ModelSpec(name="spectral"), ["green"])
 
 
 def test_available_segmenters_need_no_advice():
     assert [entry.advice for entry in BUILT_IN.values()] == [""] * len(BUILT_IN)
+
+
+def test_the_state_of_a_network_says_whether_its_weights_are_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("EO_BATCH_WEIGHTS", str(tmp_path))
+    entry = BUILT_IN["remotesam"]
+    if not entry.is_available:
+        assert entry.state == f"needs libraries: {entry.advice}"
+        return
+    assert entry.state == "weights missing: eo-batch models fetch remotesam"
+    (tmp_path / "remotesam").mkdir()
+    (tmp_path / "remotesam" / "remotesam.safetensors").write_bytes(b"")
+    assert entry.state == "weights missing: eo-batch models fetch remotesam"
+    (tmp_path / "remotesam" / "vocab.txt").write_bytes(b"")
+    assert entry.state == "ready"
+    assert BUILT_IN["spectral"].state == "ready"
