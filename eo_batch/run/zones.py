@@ -23,8 +23,11 @@ from eo_batch.run.manifest import RunInputs
 from eo_batch.sources.polygons import read_polygons
 
 MAX_CELLS = 1_000_000
+MAX_CELL_PX = 1 << 30
 MAX_FIGURES = 20_000_000
 """Zones x time steps x prompts whose sums are held in memory (about 60 bytes each)."""
+_MANY_PIXELS = 2.0**62
+"""More pixels beyond the grid are not told apart: a continent in millimetres."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class ZoneLayer:
         out = np.zeros(len(self), np.int64)
         shapes = self.shapes[over]
         beyond = shapely.area(shapes) - shapely.area(shapely.intersection(shapes, shapely.box(left, bottom, right, top)))
-        out[over] = np.rint(beyond / self.grid.resolution**2).astype(np.int64)
+        out[over] = np.minimum(np.rint(beyond / self.grid.resolution**2), _MANY_PIXELS).astype(np.int64)
         return out
 
 
@@ -116,14 +119,15 @@ def load_zones(source: ZoneFile | Cells, inputs: RunInputs) -> ZoneLayer:
 def _cells(size: float, inputs: RunInputs) -> ZoneLayer:
     """Cells that touch the region, row by row."""
     grid = inputs.grid
-    if not (np.isfinite(size) and size > 0):
-        raise ConfigError("config-invalid", f"a cell cannot have {size} CRS units", where="cells", fix="Give a size above 0.")
+    if not 0 < size <= MAX_CELL_PX * grid.resolution:
+        fix = f"Give a size above 0 and of at most {MAX_CELL_PX * grid.resolution:g}."
+        raise ConfigError("config-invalid", f"a cell cannot have {size} CRS units", where="cells", fix=fix)
     left, bottom, right, top = (value / size for value in grid.bounds)
-    rows, cols = (int(np.floor(-top)), int(np.ceil(-bottom))), (int(np.floor(left)), int(np.ceil(right)))
-    count = (rows[1] - rows[0]) * (cols[1] - cols[0])
-    if count > MAX_CELLS:
+    ends = np.array([[np.floor(-top), np.floor(left)], [np.ceil(-bottom), np.ceil(right)]])
+    if not (np.isfinite(ends).all() and np.prod(ends[1] - ends[0]) <= MAX_CELLS):
         fix = "Take larger cells (the size is in units of the CRS of the grid)."
-        raise ConfigError("zones-invalid", f"cells of {size:g} would be {count:,} (limit {MAX_CELLS:,})", where="cells", fix=fix)
+        raise ConfigError("zones-invalid", f"cells of {size:g} would be more than {MAX_CELLS:,}", where="cells", fix=fix)
+    rows, cols = ends.T.astype(np.int64).tolist()
     row, col = (index.ravel() for index in np.mgrid[rows[0] : rows[1], cols[0] : cols[1]])
     boxes = shapely.box(col * size, -(row + 1) * size, (col + 1) * size, -row * size)
     scale = np.array([grid.resolution, -grid.resolution])

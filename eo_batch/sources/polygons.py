@@ -34,6 +34,8 @@ MAX_VERTICES = 50_000_000
 MAX_ID_CHARACTERS = 200
 DENSIFY_DEG, DENSIFY_M = 0.01, 1_000.0
 """Edges in another CRS get a vertex each 0.01 degrees, or each kilometre, so that they stay on course."""
+FARTHEST_DEG, FARTHEST = 1_000.0, 2e8
+"""No place has greater coordinates in degrees, or in metres or feet: the Earth's girth is 4e7 m."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,18 +253,25 @@ def _moved(
 ) -> NDArray[np.object_]:
     """`shapes` in the CRS `target`; None where a shape has no (sound) coordinates there and lies apart from `bounds`."""
     from pyproj import CRS, Transformer
-    from pyproj.exceptions import CRSError
+    from pyproj.exceptions import CRSError, ProjError
 
+    known = "Write it anew with a CRS that PROJ knows and that has a place on Earth."
     try:
         source, goal = CRS.from_user_input(source), CRS.from_user_input(target)
     except CRSError:
-        raise _invalid(path, "the CRS of the file is not known", fix="Write it anew with a CRS that PROJ knows.") from None
+        raise _invalid(path, "the CRS of the file is not known", fix=known) from None
     if source.equals(goal, ignore_axis_order=True):
+        away = np.flatnonzero(_off_the_globe(shapes, goal))
+        if len(away):
+            raise _invalid(path, f"{_named(ids, int(away[0]))} has coordinates that are nowhere on Earth")
         return shapes
-    forward = Transformer.from_crs(source, goal, always_xy=True)
+    try:
+        forward = Transformer.from_crs(source, goal, always_xy=True)
+    except ProjError:
+        raise _invalid(path, f"there is no way from the CRS of the file to {target}", why=source.name[:200], fix=known) from None
     step = DENSIFY_DEG if source.is_geographic else DENSIFY_M / source.axis_info[0].unit_conversion_factor
     moved = shapely.transform(_densified(shapes, step), lambda xy: np.stack(forward.transform(xy[:, 0], xy[:, 1]), axis=1))
-    lost = np.flatnonzero(~_all_finite(moved) | _spans_half_the_globe(shapes, source))
+    lost = np.flatnonzero(~_all_finite(moved) | _off_the_globe(moved, goal) | _spans_half_the_globe(shapes, source))
     if len(lost):
         left, bottom, right, top = forward.transform_bounds(*bounds, direction="INVERSE", densify_pts=21)
         near = [shapely.box(left, bottom, right, top)]
@@ -274,6 +283,12 @@ def _moved(
                 raise _invalid(path, what, fix="Cut the polygons to the neighbourhood of the region first (`ogr2ogr -clipsrc`).")
         moved[lost] = None
     return _mended(path, moved, ids)[0]
+
+
+def _off_the_globe(shapes: NDArray[np.object_], crs: Any) -> NDArray[np.bool_]:
+    """Shapes with coordinates so large that no place on Earth has them; sums over them would overflow."""
+    limit = FARTHEST_DEG if crs.is_geographic else FARTHEST
+    return np.asarray((np.abs(shapely.bounds(shapes)) > limit).any(axis=1))
 
 
 def _spans_half_the_globe(shapes: NDArray[np.object_], source: Any) -> NDArray[np.bool_]:

@@ -433,6 +433,8 @@ def test_a_full_disk_leaves_no_half_written_layer_and_the_earlier_one(copy: Path
         (Cells(0.0), "config-invalid"),
         (Cells(float("nan")), "config-invalid"),
         (Cells(0.5), "zones-invalid.*larger cells"),
+        (Cells(5e-324), "zones-invalid.*larger cells"),
+        (Cells(1e300), "config-invalid.*at most"),
         (ZoneFile(Path("gone.gpkg")), "zones-invalid.*no such file"),
     ],
 )

@@ -207,3 +207,19 @@ def test_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             for file in (path, table):
                 with pytest.raises(ConfigError, match=f"zones-invalid.*{said}"):
                     read(file)
+
+
+def test_coordinates_that_are_nowhere_on_earth_are_refused_or_far_away(tmp_path: Path) -> None:
+    for far in (1e12, 1e200):
+        path = written(tmp_path, frame([SQUARES[0], shapely.box(450_000, 4_640_000, far, far)]))
+        with pytest.raises(ConfigError, match=r'polygon "2" has coordinates that are nowhere on Earth'):
+            read(path)
+    at_the_antipode = shapely.box(-177.2, -42.2, -177.0, -42.0)
+    gnomonic = "+proj=stere +lat_0=42 +lon_0=3 +datum=WGS84"
+    path = written(tmp_path, frame([at_the_antipode.buffer(0.3)], crs="EPSG:4326"))
+    assert read_polygons(path, crs=gnomonic, bounds=(0.0, 0.0, 1000.0, 1000.0)).shapes.tolist() == [None]
+
+
+def test_a_crs_without_a_place_on_earth_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"zones-invalid.*no way from the CRS of the file to EPSG:32631"):
+        read(written(tmp_path, frame(crs='LOCAL_CS["site plan",UNIT["metre",1]]')))
