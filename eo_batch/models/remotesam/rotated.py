@@ -43,17 +43,18 @@ class Router(nn.Module):
         self.fc_theta = nn.Linear(dim, 1, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Strengths in (0, 1) and angles in radians, each (B,)."""
+        """Strengths in (0, 1) and angles in radians, each float32 (B,), of maps (B, C, h, w) of any number type."""
         height, width = x.shape[2:]
         step = max(1, ROWS // width) if is_fast(x) else height
-        total = torch.zeros_like(x[:, :, 0, 0])
+        total = torch.zeros_like(x[:, :, 0, 0], dtype=torch.float32)
         for first in range(0, height, step):
             end = min(first + step, height)
             band = F.pad(x[:, :, max(first - 1, 0) : end + 1], (0, 0, int(first == 0), int(end == height)))
             response = F.conv2d(band, self.dwc.weight, padding=(0, 1), groups=len(self.dwc.weight))
-            total = total + F.relu(self.norm(response)).sum((2, 3))
-        x = total / (height * width)
-        return torch.sigmoid(self.fc_alpha(x))[:, 0], LARGEST_TURN * F.softsign(self.fc_theta(x))[:, 0]
+            total = total + F.relu(self.norm(response)).sum((2, 3), dtype=torch.float32)
+        mean, alpha, theta = total / (height * width), self.fc_alpha, self.fc_theta
+        strength = torch.sigmoid(F.linear(mean, alpha.weight.float(), alpha.bias.float()))
+        return strength[:, 0], LARGEST_TURN * F.softsign(F.linear(mean, theta.weight.float()))[:, 0]
 
 
 class _ChannelNorm(nn.Module):

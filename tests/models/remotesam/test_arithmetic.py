@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from eo_batch.models.remotesam import arithmetic
 from eo_batch.models.remotesam.arithmetic import by_rows, is_fast, linear, plain_arithmetic
+from eo_batch.models.remotesam.rotated import Router
 from eo_batch.models.remotesam.windows import window_bands
 from eo_batch.models.remotesam.winograd import convolve
 
@@ -56,6 +57,19 @@ def test_rows_come_back_in_their_places(count: int) -> None:
         first, second = by_rows(lambda x, y: (x * y, y + 1), x, y)
     assert torch.equal(first, x * y)
     assert torch.equal(second, y + 1)
+
+
+def test_the_angle_of_a_large_map_is_known_in_half_precision_too() -> None:
+    torch.manual_seed(4)
+    router = Router(16)
+    with torch.no_grad():
+        router.norm.norm.weight.fill_(4)  # sums over the map are larger than float16 can hold
+        x = torch.randn(1, 16, 224, 224)
+        truth = router(x)
+        ours = router.half()(x.half())
+    for value, exact in zip(ours, truth, strict=True):
+        assert value.dtype == torch.float32
+        assert torch.allclose(value, exact, atol=1e-3)
 
 
 @pytest.mark.parametrize("shift", [0, 3])

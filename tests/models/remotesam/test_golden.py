@@ -34,12 +34,17 @@ def golden(shared: Path) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def without_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
 @pytest.fixture(scope="module")
-def network(golden: Path) -> Iterator[RemoteSAM]:
+def network(golden: Path) -> RemoteSAM:
     made = RemoteSAM.from_config(RemoteSAMConfig(), is_trainable=False)
     made.load_state_dict(remotesam_state(made), assign=True)
-    with torch.no_grad():
-        yield made
+    return made
 
 
 @dataclass(frozen=True)
