@@ -73,7 +73,7 @@ def find_components(mask: NDArray[np.bool_], score: NDArray[np.floating]) -> Com
         pixels += np.bincount(owner, minlength=count + 1)
         sums += np.bincount(owner, weights=values, minlength=count + 1)
         np.minimum.at(first, owner, at)
-    slices = ndimage.find_objects(labels)
+    slices = ndimage.find_objects(labels) if count else []
     bounds = np.array([(x.start, y.start, x.stop, y.stop) for y, x in slices], np.int64).reshape(-1, 4)
     return Components(labels, bounds, pixels[1:], sums[1:] / np.maximum(pixels[1:], 1), first[1:])
 
@@ -132,7 +132,7 @@ def split_by_contour(
     neighbours = np.ones((3, 3), np.bool_)
     whole, count = ndimage.label(mask, structure=neighbours, output=np.int32)
     pieces, _ = ndimage.label(mask & (contour <= threshold), structure=neighbours, output=np.int32)
-    area = np.bincount(pieces.ravel())
+    area = np.bincount(pieces.ravel(), minlength=1)
     area[0] = 0
     parent = np.zeros(len(area), np.int32)
     parent[pieces.ravel()] = whole.ravel()

@@ -207,3 +207,10 @@ def test_rows_of_a_mask_may_be_read_backwards_or_across() -> None:
     for turn in (lambda a: a[::-1], lambda a: a.T, lambda a: a[:, ::2]):
         plain = find_boxes(turn(mask).copy(), turn(score).copy())
         assert find_boxes(turn(mask), turn(score)) == plain
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 3), (3, 0)])
+def test_a_mask_without_pixels_has_no_boxes(shape: tuple[int, int]) -> None:
+    mask, score = np.zeros(shape, np.bool_), np.zeros(shape, np.float32)
+    for contour in (None, score):
+        assert find_boxes(mask, score, rules=TURNED, contour=contour) == []
