@@ -6,7 +6,7 @@ name, among them ones that point to other files and to the network), and sizes a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ MAX_VERTICES = 50_000_000
 MAX_ID_CHARACTERS = 200
 DENSIFY_DEG, DENSIFY_M = 0.01, 1_000.0
 """Edges in another CRS get a vertex each 0.01 degrees, or each kilometre, so that they stay on course."""
+_AT_ONCE = 20_000
 FARTHEST_DEG, FARTHEST = 1_000.0, 2e8
 """No place has greater coordinates in degrees, or in metres or feet: the Earth's girth is 4e7 m."""
 
@@ -270,7 +271,7 @@ def _moved(
     except ProjError:
         raise _invalid(path, f"there is no way from the CRS of the file to {target}", why=source.name[:200], fix=known) from None
     step = DENSIFY_DEG if source.is_geographic else DENSIFY_M / source.axis_info[0].unit_conversion_factor
-    moved = shapely.transform(_densified(shapes, step), lambda xy: np.stack(forward.transform(xy[:, 0], xy[:, 1]), axis=1))
+    moved = _followed(shapes, step, lambda xy: np.stack(forward.transform(xy[:, 0], xy[:, 1]), axis=1))
     lost = np.flatnonzero(~_all_finite(moved) | _off_the_globe(moved, goal) | _spans_half_the_globe(shapes, source))
     if len(lost):
         left, bottom, right, top = forward.transform_bounds(*bounds, direction="INVERSE", densify_pts=21)
@@ -306,6 +307,20 @@ def _spans_half_the_globe(shapes: NDArray[np.object_], source: Any) -> NDArray[n
     return out
 
 
+def _followed(
+    shapes: NDArray[np.object_], step: float, move: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+) -> NDArray[np.object_]:
+    """`shapes`, their edges in pieces of `step`, moved by `move`; a bounded number at a time, for memory."""
+    moved, vertices = [], 0
+    for start in range(0, len(shapes), _AT_ONCE):
+        part = _densified(shapes[start : start + _AT_ONCE], step)
+        vertices += int(shapely.get_num_coordinates(part).sum())
+        if vertices > 2 * MAX_VERTICES:
+            raise _too_long()
+        moved.append(shapely.transform(part, move))
+    return np.concatenate(moved)
+
+
 def _densified(shapes: NDArray[np.object_], step: float) -> NDArray[np.object_]:
     """`shapes` with no edge longer than `step`; an edge gets the same vertices for the polygons on both of its sides."""
     kind, xy, offsets = shapely.to_ragged_array([shapely.MultiPolygon([s]) if s.geom_type == "Polygon" else s for s in shapes])
@@ -317,7 +332,7 @@ def _densified(shapes: NDArray[np.object_], step: float) -> NDArray[np.object_]:
     length = np.where(closing, 0.0, np.hypot(*(ahead - xy).T))
     pieces = np.maximum(1, np.ceil(length / step)).astype(np.int64)
     if pieces.sum() > 2 * MAX_VERTICES:
-        raise ConfigError("zones-invalid", "the edges of the polygons are too long to be followed over the globe", fix=_CUT)
+        raise _too_long()
     vertex = np.repeat(np.arange(len(xy)), pieces)
     k = np.arange(len(vertex)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     start, stop = xy[vertex], ahead[vertex]
@@ -335,6 +350,10 @@ def _named(ids: tuple[str, ...], index: int) -> str:
 
 
 _CUT = "Cut the file to the neighbourhood of the region, or to fewer polygons."
+
+
+def _too_long() -> ConfigError:
+    return ConfigError("zones-invalid", "the edges of the polygons are too long to be followed over the globe", fix=_CUT)
 
 
 def _unreadable(path: Path, error: BaseException) -> ConfigError:

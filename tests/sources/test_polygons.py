@@ -223,3 +223,13 @@ def test_coordinates_that_are_nowhere_on_earth_are_refused_or_far_away(tmp_path:
 def test_a_crs_without_a_place_on_earth_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"zones-invalid.*no way from the CRS of the file to EPSG:32631"):
         read(written(tmp_path, frame(crs='LOCAL_CS["site plan",UNIT["metre",1]]')))
+
+
+def test_zones_are_followed_in_groups_of_any_size_within_one_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, frame([shapely.box(2.4 + i, 41.9, 2.9 + i, 42.4) for i in range(3)], "EPSG:4326"), ".parquet")
+    together = shapely.to_wkb(read(path).shapes).tolist()
+    monkeypatch.setattr(polygons, "_AT_ONCE", 1)
+    assert shapely.to_wkb(read(path).shapes).tolist() == together
+    monkeypatch.setattr(polygons, "MAX_VERTICES", 250)  # each has 201, and 4 in the file
+    with pytest.raises(ConfigError, match="too long to be followed"):
+        read(path)
