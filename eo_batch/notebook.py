@@ -296,7 +296,8 @@ class ImageView(ImageAnswer):
 
     def overlay(self, path: str | Path | None = None, *, shows_boxes: bool = True) -> Image:
         """Picture of the image with masks, boxes, legend and caption; also written as PNG where `path` is given."""
-        from eo_batch.view.overlay import overlay_of, png_bytes
+        from eo_batch.view.marks import png_bytes
+        from eo_batch.view.overlay import overlay_of
 
         picture = overlay_of(self, shows_boxes=shows_boxes, caption=self.caption() if shows_boxes else "")
         if path is not None:
@@ -312,7 +313,7 @@ class ImageView(ImageAnswer):
         return [Path(folder) / "overlay.png", *write_image_files(self, folder)]
 
     def _repr_png_(self) -> bytes:
-        from eo_batch.view.overlay import png_bytes
+        from eo_batch.view.marks import png_bytes
 
         return png_bytes(self.overlay())
 

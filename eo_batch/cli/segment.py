@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -106,6 +107,8 @@ def segment(
     boxes = {"oriented": oriented, "min_pixels": min_pixels, "contour_threshold": contour_threshold}
     asked = _rules(rules, regions=regions, drop_inner=drop_inner, **boxes)
     names = [name.strip() for name in bands.split(",")] if bands else []
+    folder = out if out is not None else Path(f"{image.stem}-segmented")
+    _check_folder(folder)
     with Progress(as_json=False, quiet=quiet or json, unit="windows") as progress:
         progress.note("reading")
         from eo_batch.run.image import segment_image
@@ -126,7 +129,6 @@ def segment(
             listener=_Teller(progress, quiet=quiet or json),
         )
         progress.note("writing")
-        folder = out if out is not None else Path(f"{image.stem}-segmented")
         files = [_write_overlay(answer, folder, tasks, regions=regions, seed=seed)]
         files += write_image_files(answer, folder, tasks=tasks, regions=regions, seed=seed)
     if json:
@@ -154,6 +156,16 @@ class _Teller:
         if event.done == 0 or now - self._last >= LINE_EVERY_S:
             self._last = now
             say(event.text)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be written before anything is computed."""
+    from eo_batch.core.errors import StoreError
+
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "may not be written" if there.is_dir() else "a file is where a folder must be"
+        raise StoreError("store-denied", what, where=str(there), fix="Give another folder with --out.")
 
 
 def _tasks(asked: list[str]) -> tuple[str, ...]:
@@ -220,7 +232,8 @@ def _rules(name: str, *, regions: int, drop_inner: bool | None, contour_threshol
 
 def _write_overlay(answer: ImageAnswer, folder: Path, tasks: tuple[str, ...], *, regions: int, seed: int | None) -> Path:
     from eo_batch.outputs.store import Store
-    from eo_batch.view.overlay import overlay_of, png_bytes
+    from eo_batch.view.marks import png_bytes
+    from eo_batch.view.overlay import overlay_of
 
     caption = answer.caption(regions=regions, seed=seed) if "caption" in tasks else ""
     shows_boxes = bool({"detect", "count", "caption"} & set(tasks))

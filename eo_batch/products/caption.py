@@ -101,7 +101,7 @@ def _listed(counts: Mapping[str, int], rules: CaptionRules, *, numbers: bool) ->
     words = []
     for name, number in counts.items():
         amount = "" if number == 1 or not numbers else "many" if number >= rules.many_from else str(number)
-        if rules.plural == "english" and not is_class_name(name):
+        if rules.plural == "english" and (name[:1].isdigit() or not is_class_name(name)):
             words.append(f'"{name}"' + (f" ({amount} places)" if amount else ""))
         else:
             words.append(f"{amount} {plural_of(name, rules) if number > 1 else name}".lstrip())

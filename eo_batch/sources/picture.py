@@ -133,7 +133,7 @@ def read_picture(
     AssetError : `asset-not-found`, `asset-corrupt`, `asset-too-big`, `asset-contract`.
     ConfigError : `config-invalid`: bands that do not fit, or a stretch that is missing or makes no sense.
     """
-    file, where = Path(path), Path(path).name
+    file, where = Path(path), Path(path).name or str(path)
     _check_stretch(low, high)
     begin = _first_bytes(file, where)
     if begin.startswith(_JPEG):
@@ -199,7 +199,8 @@ class _Layout:
 def _first_bytes(file: Path, where: str) -> bytes:
     try:
         if not file.is_file():
-            raise AssetError("asset-not-found", "there is no such image", where=where, fix="Check the path.")
+            what = "is a folder, not an image" if file.is_dir() else "there is no such image"
+            raise AssetError("asset-not-found", what, where=where, fix="Check the path.")
         with file.open("rb") as opened:
             return opened.read(16)
     except OSError as error:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from io import BytesIO
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from pyproj import CRS
 
 from eo_batch.outputs.cube import open_cube
 from eo_batch.outputs.layers import BOXES, PRODUCTS, ZONES
 from eo_batch.outputs.store import Store
+from eo_batch.view.marks import Mark, Point, draw_marks, label_font, png_bytes, printable
 from eo_batch.view.preview import GAP, Entry, colours_of, enlargement, has_gaps, lay_out_page, paint_masks
 
 MAX_PICTURES = 24
@@ -39,10 +40,8 @@ def write_pictures(run: str | Path, *, zones: bool, max_px: int = 1024) -> list[
     paths = []
     for time, label in enumerate([str(label) for label in cube["step"].values][:MAX_PICTURES]):
         picture = draw_layers(store, cube, time=time, label=label, zones=zones, max_px=max_px)
-        target = BytesIO()
-        picture.save(target, format="PNG", optimize=True)
         path = f"{PRODUCTS}/{label}.png"
-        store.put(path, target.getvalue())
+        store.put(path, png_bytes(picture))
         paths.append(store.local_path(path))
     return paths
 
@@ -60,63 +59,79 @@ def draw_layers(store: Store, cube: Any, *, time: int, label: str, zones: bool, 
     picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     left, _, _, top = cube.attrs["spatial:bbox"]
     pixel = abs(float(cube.attrs["spatial:transform"][0]))
-    scale = factor / (pixel * step)
-    draw = ImageDraw.Draw(picture)
-    numbers = _draw_zones(draw, store, label, left=left, top=top, scale=scale) if zones else []
-    counts = _draw_boxes(draw, store, label, colours, left=left, top=top, scale=scale)
-    for place, text in numbers:
-        draw.text(place, text, fill=_ZONE_INK, font=_font(), anchor="mm", stroke_width=2, stroke_fill="white")
-    entries: list[Entry] = [(colours[text], f"{text}  {counts[text]:,} boxes") for text in texts]
+    place = _Place(left, top, factor / (pixel * step), picture.size)
+    outlines, plates, zone_count = _draw_zones(picture, store, label, place) if zones else (0, [], 0)
+    marks, counts = _marks(store, label, texts, place)
+    draw_marks(picture, marks, colours, plates=plates)
+    entries: list[Entry] = [(colours[text], f"{text}  {_counted(counts[text], 'box', 'boxes')}") for text in texts]
+    notes = []
+    if zones:
+        entries.append((_ZONE_INK, _counted(zone_count, "zone", "zones")))
+        notes.append("Numbers: objects counted in each zone, in the order above.")
     if has_gaps(masks):
         entries.append(GAP)
-    notes = ("Numbers: objects counted in each zone, in the order above.",) if zones else ()
+    if len(marks) < sum(counts.values()):
+        notes.append(f"The {len(marks):,} largest boxes are drawn.")
+    if outlines < zone_count:
+        notes.append(f"The first {outlines:,} zones are drawn.")
     crs = CRS.from_wkt(cube["spatial_ref"].attrs["crs_wkt"])
     shown_m = None if crs.is_geographic else pixel * crs.axis_info[0].unit_conversion_factor * step / factor
-    return lay_out_page(picture, entries, title=f"{label}: boxes", resolution_m=shown_m, notes=notes)
+    title = printable(f"{cube.attrs['title']}, {label}: boxes")
+    return lay_out_page(picture, entries, title=title, resolution_m=shown_m, notes=notes)
 
 
-def _draw_boxes(
-    draw: ImageDraw.ImageDraw, store: Store, label: str, colours: dict[str, Any], *, left: float, top: float, scale: float
-) -> dict[str, int]:
-    """Draw the boxes of a time step; how many each prompt has."""
+@dataclass(frozen=True)
+class _Place:
+    """Where a picture lies: CRS coordinates of its corner, picture pixels per CRS unit, and its size in pixels."""
+
+    left: float
+    top: float
+    scale: float
+    size_xy: tuple[int, int]
+
+    def points(self, shape: Any) -> list[Point]:
+        """The vertices of a shape in pixels of the picture."""
+        xy: NDArray[np.float64] = (shapely.get_coordinates(shape) - [self.left, self.top]) * [self.scale, -self.scale]
+        return [(x, y) for x, y in xy.tolist()]
+
+    def seen(self, shape: Any) -> Any:
+        """The part of a shape that the picture shows, in CRS units."""
+        wide, high = (side / self.scale for side in self.size_xy)
+        return shapely.intersection(shape, shapely.box(self.left, self.top - high, self.left + wide, self.top))
+
+
+def _marks(store: Store, label: str, texts: list[str], place: _Place) -> tuple[list[Mark], dict[str, int]]:
+    """The largest boxes of a time step; how many each prompt has."""
     import geopandas
 
-    rows = geopandas.read_parquet(
-        store.local_path(BOXES), columns=["prompt", "pixels", "geometry"], filters=[("step", "==", label)]
-    )
-    counts = dict.fromkeys(colours, 0) | rows.groupby("prompt").size().to_dict()
-    for prompt, shape in rows.nlargest(MAX_BOXES, "pixels")[["prompt", "geometry"]].itertuples(index=False):
-        draw.polygon(_on_picture(shape.exterior, left, top, scale), outline=colours[prompt], width=2)
-    return counts
+    columns = ["prompt", "score", "pixels", "geometry"]
+    rows = geopandas.read_parquet(store.local_path(BOXES), columns=columns, filters=[("step", "==", label)])
+    counts = dict.fromkeys(texts, 0) | rows.groupby("prompt").size().to_dict()
+    largest = rows.nlargest(MAX_BOXES, "pixels")[["prompt", "score", "geometry"]]
+    marks = [Mark(place.points(shape.exterior)[:-1], prompt, score) for prompt, score, shape in largest.itertuples(index=False)]
+    return marks, counts
 
 
-def _draw_zones(
-    draw: ImageDraw.ImageDraw, store: Store, label: str, *, left: float, top: float, scale: float
-) -> list[tuple[tuple[float, float], str]]:
-    """Draw outlines of zones; where there is room for the counts of their prompts, their places and texts."""
+def _draw_zones(picture: Image.Image, store: Store, label: str, place: _Place) -> tuple[int, list[tuple[Point, str]], int]:
+    """Draw outlines of zones: how many; where there is room for the counts of their prompts, middles and texts; zones in all."""
     import geopandas
 
-    rows = geopandas.read_parquet(
-        store.local_path(ZONES), columns=["zone", "prompt", "count", "geometry"], filters=[("step", "==", label)]
-    )
-    numbers = []
-    for number, (_, zone) in enumerate(rows[~rows.geometry.isna()].groupby("zone", sort=False)):
-        if number == MAX_ZONES:
-            break
+    columns = ["zone", "prompt", "count", "geometry"]
+    rows = geopandas.read_parquet(store.local_path(ZONES), columns=columns, filters=[("step", "==", label)])
+    every = list(rows[~rows.geometry.isna()].groupby("zone", sort=False))
+    draw, font, plates = ImageDraw.Draw(picture), label_font(picture), []
+    for _, zone in every[:MAX_ZONES]:
         shape = zone.geometry.iloc[0]
         for part in shapely.get_parts(shape):
-            draw.polygon(_on_picture(part.exterior, left, top, scale), outline=_ZONE_INK)
+            for ring in (part.exterior, *part.interiors):
+                draw.line(place.points(ring), fill=_ZONE_INK)
+        seen = place.seen(shape)
         text = "/".join(str(count) for count in zone["count"])
-        x0, _, x1, _ = shape.bounds
-        if zone["count"].any() and _font().getlength(text) + 6 < (x1 - x0) * scale:
-            numbers.append((_on_picture(shape.representative_point(), left, top, scale)[0], text))
-    return numbers
+        x0, y0, x1, y1 = seen.bounds if not seen.is_empty else (0.0,) * 4
+        if zone["count"].any() and font.getlength(text) + 6 < (x1 - x0) * place.scale and font.size + 4 < (y1 - y0) * place.scale:
+            plates.append((place.points(seen.representative_point())[0], text))
+    return min(len(every), MAX_ZONES), plates, len(every)
 
 
-def _font() -> Any:
-    return ImageFont.load_default(size=12)
-
-
-def _on_picture(shape: Any, left: float, top: float, scale: float) -> list[tuple[float, float]]:
-    xy: NDArray[np.float64] = (shapely.get_coordinates(shape) - [left, top]) * [scale, -scale]
-    return [(x, y) for x, y in xy.tolist()]
+def _counted(number: int, one: str, several: str) -> str:
+    return f"{number:,} {one if number == 1 else several}"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from eo_batch.products.rules import Box
 from eo_batch.run.image_answer import ImageAnswer
+from eo_batch.view.marks import Mark, draw_marks, printable
 from eo_batch.view.preview import (
     GAP,
     Colour,
@@ -25,12 +25,9 @@ from eo_batch.view.preview import (
 
 LONGEST_PX = 1600
 """Longest side of the picture on the page; larger images are shown smaller."""
-MANY = 60
-"""With more boxes than this a label is the score alone: the colour tells the class."""
 NARROWEST_PX = 360
 """A picture of fewer columns gets paper beside it, so that the legend has room."""
 _PAPER = (250, 250, 248)
-_Area = tuple[float, float, float, float]
 
 
 def overlay_of(answer: ImageAnswer, *, shows_boxes: bool = True, caption: str = "", longest_px: int = LONGEST_PX) -> Image.Image:
@@ -75,7 +72,7 @@ def render_overlay(
         raise ValueError(f"masks and image must have one shape, got {[m.shape for m in masks.values()]} and {rgb.shape[:2]}")
     colours = colours_of(tuple(masks))
     picture, factor_xy = _painted(rgb, masks, colours, longest_px)
-    _draw_boxes(picture, boxes, colours, factor_xy)
+    draw_marks(picture, [_mark(box, text, factor_xy) for text, found in boxes.items() for box in found], colours)
     entries: list[Entry] = [(colours[text], _legend(text, mask, boxes.get(text))) for text, mask in masks.items()]
     if has_gaps(masks):
         entries.append(GAP)
@@ -83,7 +80,7 @@ def render_overlay(
         paper = Image.new("RGB", (NARROWEST_PX, picture.height), _PAPER)
         paper.paste(picture, (0, 0))
         picture = paper
-    return lay_out_page(picture, entries, title=_printable(title), notes=[_printable(caption)] if caption else ())
+    return lay_out_page(picture, entries, title=printable(title), notes=[printable(caption)] if caption else ())
 
 
 def brightened(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -95,13 +92,6 @@ def brightened(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if not 0 < high < 128:
         return rgb
     return np.clip(np.rint(rgb * np.float32(255 / high)), 0, 255).astype(np.uint8)
-
-
-def png_bytes(picture: Image.Image) -> bytes:
-    """The picture as a PNG file."""
-    target = io.BytesIO()
-    picture.save(target, format="PNG", optimize=True)
-    return target.getvalue()
 
 
 def _painted(
@@ -124,58 +114,11 @@ def _painted(
     return picture, (shown[1] / width, shown[0] / height)
 
 
-def _draw_boxes(
-    picture: Image.Image, boxes: Mapping[str, Sequence[Box]], colours: Mapping[str, Colour], factor_xy: tuple[float, float]
-) -> None:
-    """Outlines of all boxes, then as many labels as find room, best first."""
-    draw = ImageDraw.Draw(picture)
-    line = max(2, max(picture.size) // 500)
-    font = ImageFont.load_default(size=max(11, max(picture.size) // 80))
-    every = [(box, text) for text, found in boxes.items() for box in found]
-    for box, text in every:
-        corners = box.corners or ((box.x0, box.y0), (box.x1, box.y0), (box.x1, box.y1), (box.x0, box.y1))
-        points = [(x * factor_xy[0], y * factor_xy[1]) for x, y in corners]
-        draw.line([*points, points[0], points[1]], fill=_dark(colours[text]), width=line + 2, joint="curve")
-        draw.line([*points, points[0], points[1]], fill=colours[text], width=line, joint="curve")
-    taken: list[_Area] = []
-    for box, text in sorted(every, key=lambda pair: -pair[0].score):
-        name = "" if len(every) > MANY else f"{text if len(text) <= 24 else text[:22] + '...'} "
-        label = f"{name}{box.score:.2f}"
-        bounds = (box.x0 * factor_xy[0], box.y0 * factor_xy[1], box.x1 * factor_xy[0], box.y1 * factor_xy[1])
-        area = _room(bounds, (font.getlength(label) + 6, font.size + 4), picture.size, taken)
-        if area is not None:
-            taken.append(area)
-            draw.rectangle(area, fill=colours[text])
-            middle = (area[1] + area[3]) / 2
-            draw.text((area[0] + 3, middle), label, fill=_ink_on(colours[text]), font=font, anchor="lm")
-
-
-def _room(bounds: _Area, size_xy: tuple[float, float], picture_xy: tuple[int, int], taken: Sequence[_Area]) -> _Area | None:
-    """Where a label fits that covers no other one: above the box, below it, or in its corner."""
-    x0, y0, _, y1 = bounds
-    left = max(0.0, min(x0, picture_xy[0] - size_xy[0]))
-    for top in (y0 - size_xy[1], y1, y0):
-        area = (left, top, left + size_xy[0], top + size_xy[1])
-        fits = top >= 0 and area[3] <= picture_xy[1] and area[2] <= picture_xy[0]
-        if fits and not any(a[0] < area[2] and area[0] < a[2] and a[1] < area[3] and area[1] < a[3] for a in taken):
-            return area
-    return None
+def _mark(box: Box, text: str, factor_xy: tuple[float, float]) -> Mark:
+    corners = box.corners or ((box.x0, box.y0), (box.x1, box.y0), (box.x1, box.y1), (box.x0, box.y1))
+    return Mark([(x * factor_xy[0], y * factor_xy[1]) for x, y in corners], text, box.score)
 
 
 def _legend(text: str, mask: NDArray[np.uint8], found: Sequence[Box] | None) -> str:
     objects = "" if found is None else f", {len(found)} object{'' if len(found) == 1 else 's'}"
     return f"{text}  {found_share(mask)}{objects}"
-
-
-def _dark(colour: Colour) -> Colour:
-    return colour[0] // 4, colour[1] // 4, colour[2] // 4
-
-
-def _ink_on(colour: Colour) -> Colour:
-    """Black or white, whichever is read more easily on the colour (luma of ITU-R BT.601)."""
-    luma = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
-    return (0, 0, 0) if luma > 140 else (255, 255, 255)
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in text)

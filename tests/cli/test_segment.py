@@ -171,6 +171,16 @@ def test_images_that_cannot_be_read_end_in_one_line(tmp_path: Path) -> None:
         assert err.startswith(f"{code}: {name}: ")
 
 
+def test_a_folder_is_no_image_and_a_file_no_folder_and_nothing_is_computed_before_that_is_said(
+    photo: Path, tmp_path: Path
+) -> None:
+    status, _, err = invoke(tmp_path, "-p", "cloud", "--model", "spectral")
+    assert (status, "is a folder" in err) == (4, True)
+    status, _, err = invoke(photo, "-p", "cloud", "--model", "spectral", "--out", photo)
+    assert (status, err.startswith("store-denied: ")) == (7, True)
+    assert len(err.splitlines()) == 1
+
+
 def test_missing_weights_are_told_with_the_command_that_brings_them(
     photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

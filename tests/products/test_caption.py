@@ -102,6 +102,10 @@ def test_sentences_are_quoted_and_never_put_into_plural(many: int) -> None:
     assert f"{number} {text}s, {number} waters" in upstream
 
 
+def test_a_prompt_that_counts_for_itself_is_quoted() -> None:
+    assert caption({"2 ships": [at(10, 10)] * 3}, SHAPE, regions=0) == 'This image features "2 ships" (3 places).'
+
+
 @pytest.mark.parametrize(
     ("one", "several"),
     [

@@ -10,7 +10,8 @@ from PIL import Image
 
 from eo_batch.products.rules import Box, BoxRules, TaskRules
 from eo_batch.run.image import segment_image
-from eo_batch.view.overlay import brightened, overlay_of, png_bytes, render_overlay
+from eo_batch.view.marks import png_bytes
+from eo_batch.view.overlay import brightened, overlay_of, render_overlay
 
 BLUE, ORANGE = (47, 126, 216), (232, 89, 12)
 GREY = (120, 120, 120)
