@@ -22,6 +22,7 @@ from eo_batch.core.digest import canonical_json
 from eo_batch.core.errors import ConfigError, EoBatchError, ModelError, PolicyError
 from eo_batch.models.disk import whole_file
 from eo_batch.models.weights import (
+    ALIGNED_BYTES,
     CONFIG_BYTES,
     SUFFIX,
     WeightFiles,
@@ -246,7 +247,7 @@ def write_safetensors(
     ------
     StoreError : `disk-full`, `store-denied`, `store-unreachable`.
     """
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    order = sorted(tensors, key=lambda name: (_bytes_of(tensors[name]) % ALIGNED_BYTES > 0, -tensors[name].element_size(), name))
     header = _header(order, tensors, metadata)
     total = sum(_bytes_of(tensors[name]) for name in order)
     written, made = 0, hashlib.sha256()
@@ -312,7 +313,7 @@ def _contents(checkpoint: Any) -> str:
 
 
 def _header(order: list[str], tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
-    """Length, JSON, spaces up to a multiple of 8 (safetensors: format)."""
+    """Length, JSON, and spaces (safetensors: format) so that the first tensor begins where processors like it."""
     entries: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     start = 0
     for name in order:
@@ -321,7 +322,7 @@ def _header(order: list[str], tensors: Mapping[str, Any], metadata: Mapping[str,
         entries[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, stop]}
         start = stop
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % ALIGNED_BYTES)
     return struct.pack("<Q", len(text)) + text
 
 

@@ -12,13 +12,14 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from eo_batch.core.digest import digest
 from eo_batch.core.errors import ModelError, ResourceError
 from eo_batch.models.contour_files import CONFIG, PROCESSING, ContourFiles, find_contours
 from eo_batch.models.weights import need_libraries, read_weights
@@ -38,6 +39,8 @@ MOST = {
     "mlp_ratios": 16,
 }
 """Lists of a SegFormer's config, one number per stage, and what no number exceeds."""
+WIDTHS_HELD = 11
+"""Maps of the decoder's width in memory at once, as measured for a SegFormer-B5 at 512 and 1,024 px."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,32 @@ class ContourModel:
     device: str
     sha256: str
 
+    @property
+    def identity(self) -> str:
+        """Digest of all that decides an answer but the device and the number of threads."""
+        sizes = [getattr(self.network.config, name) for name in (*MOST, "decoder_hidden_size", "layer_norm_eps")]
+        return digest([self.sha256, sizes, asdict(self.preparation)])
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights."""
+        return sum(tensor.nbytes for tensor in self.network.state_dict().values())
+
+    @property
+    def call_bytes(self) -> int:
+        """Memory of one call beside that, estimated: the joined maps of the decoder are by far the largest."""
+        height, width = self.preparation.size_yx
+        config = self.network.config
+        return 4 * WIDTHS_HELD * config.decoder_hidden_size * height * width // int(config.strides[0]) ** 2
+
     def contour(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """How likely an outline runs through each pixel, float32 (y, x) in [0, 1].
+        """How likely an outline runs through each pixel, float32 (y, x) in [0, 1]; see `logits`."""
+        import torch
+
+        return torch.sigmoid(torch.from_numpy(self.logits(image))).numpy()
+
+    def logits(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """How likely an outline runs through each pixel, float32 (y, x), before the logistic function.
 
         Parameters
         ----------
@@ -105,7 +132,7 @@ class ContourModel:
             pixels = torch.from_numpy(self.preparation(image)).to(self.device)
             logits = self.network(pixel_values=pixels).logits
             large = torch.nn.functional.interpolate(logits, size=image.shape[:2], mode="bilinear", align_corners=False)
-            found: NDArray[np.float32] = torch.sigmoid(large)[0, 0].cpu().numpy()
+            found: NDArray[np.float32] = large[0, 0].cpu().numpy()
         if not np.isfinite(found).all():
             fix = "Fetch the weights again; weights of a training that diverged cannot be used."
             raise ModelError("model-not-finite", "the contour network gave numbers that are not finite", fix=fix)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import gc
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eo_batch.core.errors import ConfigError, ModelError, ResourceError
 from eo_batch.models.remotesam.config import RemoteSAMConfig
+from eo_batch.models.remotesam.initial import initialise
 from eo_batch.models.remotesam.network import ImageFeatures, PromptFeatures, RemoteSAM
+from eo_batch.models.remotesam.trunk import Seen
 from eo_batch.models.weights import WeightFiles, check_tensors, load_strictly, read_weights
 
 TOLERATED = ("text_encoder.embeddings.position_ids",)
 """Keys that other versions of the text encoder wrote and that mean nothing."""
+
+
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,16 +37,18 @@ class Engine:
     device, dtype : where and with what numbers it computes.
     together : windows of a batch are computed in one call, as a GPU wants it; otherwise one after the other, so that a window's
         bits cannot depend on its company.
+    lock : held during a call on a GPU, one for each GPU of this process; on a CPU calls may run side by side.
     prompts : tokens -> their features.
-    lock : held during a call on a GPU; on a CPU calls may run side by side.
+    room : kind of call -> so many windows fit in the memory of the device; learnt where more did not.
     """
 
     network: RemoteSAM
     device: torch.device
     dtype: torch.dtype
     together: bool = False
-    prompts: dict[bytes, PromptFeatures] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    prompts: dict[bytes, PromptFeatures] = field(default_factory=dict)
+    room: dict[str, int] = field(default_factory=dict)
 
     @property
     def weight_bytes(self) -> int:
@@ -52,7 +60,9 @@ class Engine:
         key = ids.numpy().tobytes() + mask.numpy().tobytes()
         if key not in self.prompts:
             with self.computing(threads, f"{len(ids)} tokens"):
-                self.prompts[key] = self.network.encode_text(ids[None].to(self.device), mask[None].to(self.device))
+                known = mask[None].to(self.device)
+                hidden = self.network.text_encoder.hidden(ids[None].to(self.device), known)
+                self.prompts[key] = PromptFeatures((tuple(self.network.backbone.hear(hidden.to(self.dtype), known)),))
         return self.prompts[key]
 
     def encode_pixels(self, pixels: Tensor, *, threads: int) -> tuple[ImageFeatures, ...]:
@@ -62,8 +72,15 @@ class Engine:
         ------
         ModelError : `model-oom`.
         """
-        calls = (pixels,) if self.together else pixels.split(1)
-        return tuple(self._encode(call, threads=threads) for call in calls)
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory()  # by this worker, while the GPU computes for another one
+
+        def see(first: int, end: int) -> ImageFeatures:
+            with self.computing(threads, f"{end - first} windows of {pixels.shape[-1]} px"):
+                seen = self.network.backbone.see(pixels[first:end].to(self.device, non_blocking=True).to(self.dtype))
+            return ImageFeatures((seen,), (pixels.shape[2], pixels.shape[3]))
+
+        return tuple(self._by_room("see", see, len(pixels), most=len(pixels) if self.together else 1))
 
     def answer(self, windows: ImageFeatures, prompt: PromptFeatures, *, threads: int) -> Tensor:
         """Foreground minus background of the windows of one entry, float32 (n, side, side) on the CPU.
@@ -72,14 +89,18 @@ class Engine:
         ------
         ModelError : `model-oom`.
         """
-        with self.computing(threads, "windows and a prompt"):
-            logits = self.network.decode(windows, prompt)[0]  # of the one entry; its windows are where a prompt's would be
-            return (logits[:, 1] - logits[:, 0]).cpu()
+        (seen,) = windows.windows
+        count = len(seen.look)
 
-    def _encode(self, pixels: Tensor, *, threads: int) -> ImageFeatures:
-        with self.computing(threads, f"{len(pixels)} windows of {pixels.shape[-1]} px"):
-            seen = self.network.backbone.see(pixels.to(self.device, self.dtype))
-        return ImageFeatures((seen,), (pixels.shape[2], pixels.shape[3]))
+        def decide(first: int, end: int) -> Tensor:
+            some = seen if end - first == count else Seen(seen.grid, *(part[first:end] for part in seen[1:]))
+            with self.computing(threads, f"{end - first} windows and a prompt"):
+                # of the one entry; its windows are where a prompt's would be
+                logits = self.network.decode(ImageFeatures((some,), windows.size_yx), prompt)[0]
+                return logits[:, 1] - logits[:, 0]
+
+        # copied without the lock: the GPU may begin with what another worker asks, after this
+        return torch.cat([part.cpu() for part in self._by_room("decide", decide, count, most=count)])
 
     @contextmanager
     def computing(self, threads: int, what: str) -> Iterator[None]:
@@ -107,6 +128,26 @@ class Engine:
             if "allocate memory" not in str(error):
                 raise
             raise self._out_of_memory(what, error) from None
+
+    def _by_room(self, kind: str, compute: Callable[[int, int], _Answer], count: int, *, most: int) -> list[_Answer]:
+        """`compute(first, end)` of `count` windows, `most` at a time; half as many from then on where they do not fit."""
+        answers: list[_Answer] = []
+        done = 0
+        while done < count:
+            end = min(done + self.room.get(kind, most), count)
+            try:
+                answers.append(compute(done, end))
+            except ModelError as error:
+                if error.code != "model-oom" or end - done == 1:
+                    raise
+            else:
+                done = end
+                continue
+            self.room[kind] = min(self.room.get(kind, most), (end - done) // 2)
+            gc.collect()  # what the failed call still holds
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return answers
 
     def _out_of_memory(self, what: str, error: Exception) -> ModelError:
         return ModelError(
@@ -138,7 +179,9 @@ def open_engine(files: WeightFiles, *, device: str, precision: str) -> Engine:
         if engine is None:
             network = _load(files).requires_grad_(False)
             dtype: torch.dtype = getattr(torch, precision)
-            engine = _open[key] = Engine(network.to(place, dtype), place, dtype, together=place.type != "cpu")
+            _place(network, place, dtype)
+            lock = _locks.setdefault(str(place), threading.Lock())
+            engine = _open[key] = Engine(network, place, dtype, together=place.type != "cpu", lock=lock)
         return engine
 
 
@@ -171,15 +214,31 @@ def _load(files: WeightFiles) -> RemoteSAM:
         raise _not_ours(
             where, f"it describes {sum(config.depths) + config.text_layers:,} layers and holds {len(tensors):,} tensors"
         )
-    check_tensors(_expected(config), tensors, where=where, tolerated=TOLERATED)  # before anything of these sizes is made
-    network = RemoteSAM.from_config(config, is_trainable=False)
-    load_strictly(network, tensors, where=where, tolerated=TOLERATED)
-    return network
-
-
-def _expected(config: RemoteSAMConfig) -> dict[str, Any]:
     with torch.device("meta"):
-        return dict(RemoteSAM(config).state_dict())
+        network = RemoteSAM(config)
+    check_tensors(network.state_dict(), tensors, where=where, tolerated=TOLERATED)  # before anything of these sizes is made
+    for module in network.modules():  # tables that the file must agree with, and what no file holds
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty_like(buffer, device="cpu"))
+    initialise(network, only_buffers=True)
+    load_strictly(network, tensors, where=where, tolerated=TOLERATED)  # weights become views of the file
+    return network.eval()
+
+
+def _place(network: RemoteSAM, device: torch.device, dtype: torch.dtype) -> None:
+    """Move a network to `device` and make its numbers `dtype`, but those that would lose by it.
+
+    The text encoder stays in float32: half of the error of bfloat16 comes from it, and it is asked once per prompt and run. So
+    does batch normalisation: a variance may lie beyond what float16 can hold.
+    """
+    network.to(device)
+    exact = set(network.text_encoder.modules())
+    for module in network.modules():
+        if module in exact or isinstance(module, nn.modules.batchnorm._BatchNorm):
+            continue
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(dtype)
 
 
 def _not_ours(where: str, why: str) -> ModelError:
@@ -189,3 +248,4 @@ def _not_ours(where: str, why: str) -> ModelError:
 
 _open: WeakValueDictionary[tuple[str, str, str], Engine] = WeakValueDictionary()
 _opening = threading.Lock()
+_locks: dict[str, threading.Lock] = {}

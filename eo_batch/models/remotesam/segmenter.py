@@ -28,6 +28,7 @@ from eo_batch.models.segmenter import SegmenterInfo, band_names
 if TYPE_CHECKING:
     from eo_batch.models.remotesam.engine import Engine
     from eo_batch.models.remotesam.network import ImageFeatures, PromptFeatures
+    from eo_batch.models.remotesam.outlines import Outlines
 
 ALGORITHM = "remotesam/1"
 """Raise the number when the same window and prompt give another answer; options are in the digest anyway."""
@@ -39,8 +40,8 @@ MOST_THREADS = 256
 CALL_BYTES, FEATURE_BYTES = 1000, 130
 """Memory per pixel of the network's side at the published sizes in float32, as measured at 896 px: the peak of a call beside what
 it keeps, and what is kept of each window for all prompts."""
-PICTURE_BYTES = 30
-"""Memory per pixel of a window as it comes: stretched values and colours."""
+PICTURE_BYTES, CEILING_BYTES = 30, 8
+"""Memory per pixel of a window as it comes: stretched values and colours; and of what outlines leave of it."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,13 @@ class RemoteSAMImages:
     features : entries of one window or several, as they are computed.
     places : for each window of the batch, its place among the windows of `features`.
     shape_yx : of the windows as they came.
+    ceiling : the greatest logits that outlines leave, float32 (n, h, w) of the windows of `features`; None without outlines.
     """
 
     features: tuple[ImageFeatures, ...]
     places: tuple[int, ...]
     shape_yx: tuple[int, int]
+    ceiling: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class RemoteSAMSegmenter:
     threads : of one call on a CPU; decides the order of sums, so part of the identity.
     sha256 : of the weights.
     window_px : side of the windows of the run, for what `plan` says of memory.
+    outlines : where objects end, so that those that touch are parted; None: they stay together.
     """
 
     engine: Engine
@@ -79,6 +83,7 @@ class RemoteSAMSegmenter:
     threads: int
     sha256: str
     window_px: int
+    outlines: Outlines | None = None
     info: SegmenterInfo = field(init=False)
 
     def __post_init__(self) -> None:
@@ -94,7 +99,7 @@ class RemoteSAMSegmenter:
         return tuple(self._encode(text) for text in prompts.texts)
 
     def encode_images(self, images: NDArray[np.float32]) -> RemoteSAMImages:
-        """What no prompt changes: picture, patch embedding, first stage; float32 (n, 3, h, w), any h and w.
+        """What no prompt changes: picture, patch embedding, first stage, outlines; float32 (n, 3, h, w), any h and w.
 
         Raises
         ------
@@ -112,7 +117,11 @@ class RemoteSAMSegmenter:
         side = self.engine.network.config.window_px
         pixels = torch.from_numpy(np.stack([prepare(picture, side) for picture in pictures]))
         features = self.engine.encode_pixels(pixels, threads=self.threads)
-        return RemoteSAMImages(features, tuple(places), (images.shape[2], images.shape[3]))
+        ceiling = None
+        if self.outlines is not None:
+            with self.engine.computing(self.threads, "contours of a window"):
+                ceiling = self.outlines.ceiling(pictures)
+        return RemoteSAMImages(features, tuple(places), (images.shape[2], images.shape[3]), ceiling)
 
     def decode(self, image_features: RemoteSAMImages, prompt_features: tuple[PromptFeatures, ...]) -> NDArray[np.float32]:
         """Logits, float32 (n, prompt, h, w): foreground minus background, one prompt at a time.
@@ -130,6 +139,8 @@ class RemoteSAMSegmenter:
                 logits = self.engine.answer(windows, prompt, threads=self.threads).numpy()
                 distinct[done : done + len(logits), place] = logits[:, rows[:, None], columns]
             done += len(logits)
+        if image_features.ceiling is not None:
+            np.minimum(distinct, image_features.ceiling[:, None], out=distinct)
         return distinct[list(image_features.places)]
 
     def explain(self, prompts: PromptSet) -> tuple[str, ...]:
@@ -207,7 +218,12 @@ def load_remotesam(model: ModelSpec, bands: Sequence[str]) -> RemoteSAMSegmenter
         what = f"has {len(tokenizer):,} words, the network knows {engine.network.config.vocabulary:,}"
         fix = "Set model.options.vocabulary to the vocab.txt that belongs to the weights."
         raise ModelError("model-load", what, where=str(files.vocabulary), fix=fix)
-    return RemoteSAMSegmenter(engine, tokenizer, wording, stretch, options.threads, files.sha256, model.window_px)
+    outlines = None
+    if options.contours:
+        from eo_batch.models.remotesam.outlines import open_outlines
+
+        outlines = open_outlines(options.contours, options.contour_threshold, device=engine.device.type)
+    return RemoteSAMSegmenter(engine, tokenizer, wording, stretch, options.threads, files.sha256, model.window_px, outlines)
 
 
 @dataclass(frozen=True)
@@ -221,12 +237,14 @@ class _Options:
     precision: str = "float32"
     device: str = "auto"
     threads: int = 1
+    contours: str = ""
+    contour_threshold: float = 0.25
 
     def __post_init__(self) -> None:
         for option in fields(self):
             value, wanted = getattr(self, option.name), type(option.default)
             if type(value) is not wanted:
-                kind = "a text" if wanted is str else "a whole number"
+                kind = {str: "a text", int: "a whole number", float: "a number with a point"}[wanted]
                 raise ConfigError("config-invalid", f"{value!r} is not {kind}", where=f"model.options.{option.name}")
         if self.precision not in PRECISIONS:
             fix = f"Use one of: {', '.join(PRECISIONS)}."
@@ -244,6 +262,9 @@ def _options(given: Mapping[str, Any]) -> _Options:
             hint = f'Did you mean "{close[0]}"? ' if close else ""
             fix = f"{hint}remotesam knows {', '.join(own + stretch)}."
             raise ConfigError("config-unknown-key", f'unknown key "{name}"', where="model.options", fix=fix)
+    if "contour_threshold" in given and not given.get("contours"):
+        fix = 'Set model.options.contours to a contour network, such as "directsam", or leave contour_threshold out.'
+        raise ConfigError("config-invalid", "there are no contours", where="model.options.contour_threshold", fix=fix)
     return _Options(**{name: given[name] for name in own if name in given})
 
 
@@ -270,19 +291,34 @@ def _info(segmenter: RemoteSAMSegmenter) -> SegmenterInfo:
         "device": engine.device.type,
         "threads": segmenter.threads if on_cpu else 0,
     }
-    side = engine.network.config.window_px
-    size = engine.network.config.embed_dim / 128 * engine.dtype.itemsize / 4
+    if segmenter.outlines is not None:
+        settings["contours"] = segmenter.outlines.as_dict()
+    fixed, call, pixel = _memory(segmenter)
     return SegmenterInfo(
         name="remotesam",
         algorithm=ALGORITHM,
         digest=digest([ALGORITHM, settings]),
         bands=BANDS,
         pixel_range=(float(stretch.low), float(stretch.high)),
-        network_px=side,
+        network_px=engine.network.config.window_px,
         shares_image_features=True,
         device=engine.device.type,
-        fixed_bytes=engine.weight_bytes if on_cpu else 0,
-        call_bytes=int(CALL_BYTES * side * side * size) if on_cpu else 0,
-        pixel_bytes=PICTURE_BYTES + (int(FEATURE_BYTES * size * (side / segmenter.window_px) ** 2) if on_cpu else 0),
         prompt_pixel_bytes=4,
+        fixed_bytes=fixed,
+        call_bytes=call,
+        pixel_bytes=pixel,
     )
+
+
+def _memory(segmenter: RemoteSAMSegmenter) -> tuple[int, int, int]:
+    """`fixed_bytes`, `call_bytes`, `pixel_bytes` of main memory; what a GPU holds is not counted."""
+    engine, outlines = segmenter.engine, segmenter.outlines
+    fixed, call, pixel = 0, 0, PICTURE_BYTES + (CEILING_BYTES if outlines else 0)
+    if engine.device.type == "cpu":
+        side = engine.network.config.window_px
+        size = engine.network.config.embed_dim / 128 * engine.dtype.itemsize / 4
+        fixed, call = engine.weight_bytes, int(CALL_BYTES * side * side * size)
+        pixel += int(FEATURE_BYTES * size * (side / segmenter.window_px) ** 2)
+        if outlines:
+            fixed, call = fixed + outlines.model.weight_bytes, max(call, outlines.model.call_bytes)
+    return fixed, call, pixel

@@ -22,6 +22,7 @@ from eo_batch.models.inference import probe_segmenter
 from eo_batch.models.registry import BUILT_IN, load_segmenter
 from eo_batch.models.remotesam import RemoteSAM
 from eo_batch.models.remotesam import engine as engines
+from eo_batch.models.remotesam.text import TextEncoder
 from eo_batch.models.remotesam.trunk import Trunk
 from eo_batch.models.segmenter import Segmenter, explain_prompts, prompt_warnings
 from eo_batch.models.weights import read_weights
@@ -114,8 +115,8 @@ def test_a_window_that_fills_up_a_batch_is_not_computed_again(weights: Path, mon
 
 def test_a_prompt_is_encoded_once_however_often_it_is_asked(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     segmenter, calls = load_tiny(weights), []
-    original = RemoteSAM.encode_text
-    monkeypatch.setattr(RemoteSAM, "encode_text", lambda self, *a: calls.append(1) or original(self, *a))
+    original = TextEncoder.hidden
+    monkeypatch.setattr(TextEncoder, "hidden", lambda self, *a: calls.append(1) or original(self, *a))
     segmenter.engine.prompts.clear()
     for _ in range(3):
         segmenter.encode_prompts(PROMPTS)
@@ -350,7 +351,7 @@ def test_weights_of_another_network_are_refused_before_anything_is_made(
         RuntimeError("can't allocate memory: you tried 8 GB"),
     ],
 )
-@pytest.mark.parametrize(("owner", "part"), [(RemoteSAM, "encode_text"), (Trunk, "see"), (RemoteSAM, "decode")])
+@pytest.mark.parametrize(("owner", "part"), [(TextEncoder, "hidden"), (Trunk, "see"), (RemoteSAM, "decode")])
 def test_memory_that_runs_out_is_a_model_error_with_advice(
     weights: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, owner: type, part: str
 ) -> None:
