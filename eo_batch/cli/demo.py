@@ -70,6 +70,8 @@ def demo(
         written = time.monotonic()
         summary = start_run(load_pipeline(files.pipeline), out / "run", workers=workers, listener=progress.tell)
         seconds, peak_mb = time.monotonic() - written, _peak_mb()
+    if summary.interrupted:
+        return summary.exit_status  # the driver has said how to go on
     run = open_run(out / "run")
     figures = compare(run, region)
     background = _background(files.catalog.parent, run)

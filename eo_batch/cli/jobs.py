@@ -189,8 +189,6 @@ def finish(summary: RunSummary, *, as_json: bool) -> int:
         print_json({"event": "summary", **summary.as_dict()})
     else:
         print_table(summary.rows())
-    if summary.interrupted:
-        say(f"interrupted: {_how_to_go_on(run=summary.path)}")
     return summary.exit_status
 
 

@@ -107,7 +107,7 @@ def segment_image(
         model=segmenter.info.name,
         model_digest=segmenter.info.digest,
         explanations=explain_prompts(segmenter, wanted),
-        warnings=prompt_warnings(segmenter, wanted, sees_whole=whole),
+        warnings=_warnings(segmenter, wanted, whole=whole),
     )
 
 
@@ -218,6 +218,14 @@ def check_memory(picture: Picture, info: SegmenterInfo, *, prompts: int, side: i
             why=f"{free / 1e9:.1f} GB are free",
             fix="Ask fewer prompts at once, cut the image, or map it as a run.",
         )
+
+
+def _warnings(segmenter: Segmenter, prompts: PromptSet, *, whole: bool) -> tuple[str, ...]:
+    """What the author of the prompts may not expect; where windows are the cause, what to do."""
+    told = prompt_warnings(segmenter, prompts, sees_whole=whole)
+    if whole or told == prompt_warnings(segmenter, prompts, sees_whole=True):
+        return told
+    return (*told, 'with fit "whole" the model sees the image at once: words about places then mean the image')
 
 
 def _picture(image: Any, **options: Any) -> Picture:

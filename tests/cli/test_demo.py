@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +97,19 @@ def test_plan_says_how_a_narrower_word_is_answered(demo: tuple[Path, dict[str, A
     answer = CliRunner().invoke(app, ["plan", str(river), "--json"])
     assert answer.exit_code == 0, answer.stderr
     assert '"river" is answered with all water' in json.loads(answer.stdout)["answers"][0]
+
+
+def test_an_interrupted_demo_ends_with_130_and_can_be_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def stopped() -> Iterator[threading.Event]:
+        stop = threading.Event()
+        stop.set()
+        yield stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr("eo_batch.run.driver._stop_on_signals", stopped)
+        answer = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "demo"), "--size", "256"])
+    run = tmp_path / "demo" / "run"
+    assert (answer.exit_code, answer.stdout) == (130, "")
+    assert f"`eo-batch resume {run}`" in answer.stderr
+    assert CliRunner().invoke(app, ["resume", str(run)]).exit_code == 0

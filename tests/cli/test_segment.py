@@ -201,6 +201,8 @@ def test_a_small_remotesam_answers_with_weights_from_a_file(photo: Path, tmp_pat
     assert (whole["fit"], windows["fit"], windows["window_px"]) == ("whole", "windows", 64)
     assert whole["warnings"] == []
     assert any("on the left" in line for line in windows["warnings"])
+    assert any('fit "whole"' in line for line in windows["warnings"])
+    assert json.loads(invoke(photo, "-p", "water", *arguments[5:], "--fit", "windows")[1])["warnings"] == []
     assert any("water in the image" in line for line in whole["explanations"])
 
 
