@@ -22,6 +22,8 @@ from eo_batch.models.weights import are_present
 GROUP = "eo_batch.segmenters"
 """Entry point group in which installed packages offer segmenters."""
 
+MOST_THREADS = 256
+"""Of one call."""
 Factory = Callable[[ModelSpec, Sequence[str]], Segmenter]
 
 
@@ -39,6 +41,7 @@ class SegmenterEntry:
     needs : importable modules that it cannot do without.
     extra : extra of eo-batch that brings those modules, or "".
     weights : name of the published weights that it answers with, or "".
+    has_threads : its option `threads` says how many threads one call takes on a CPU.
     """
 
     name: str
@@ -49,6 +52,7 @@ class SegmenterEntry:
     needs: tuple[str, ...] = ()
     extra: str = ""
     weights: str = ""
+    has_threads: bool = False
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -97,6 +101,7 @@ BUILT_IN: Mapping[str, SegmenterEntry] = MappingProxyType(
                 ("torch", "transformers", "safetensors"),
                 "models",
                 "remotesam",
+                has_threads=True,
             ),
             SegmenterEntry(
                 "window-mean",
@@ -113,6 +118,17 @@ BUILT_IN: Mapping[str, SegmenterEntry] = MappingProxyType(
 def list_segmenters() -> list[SegmenterEntry]:
     """All segmenters, built-in ones first, then installed ones by name; nothing is imported for it."""
     return [*BUILT_IN.values(), *(entry for name, entry in sorted(_installed().items()) if name not in BUILT_IN)]
+
+
+def with_threads(model: ModelSpec, threads: int) -> ModelSpec:
+    """The table with `options.threads` for a segmenter that has this option, unless the table says it already.
+
+    A run computes many chunks at once, one thread each; who waits for one answer wants all threads for it.
+    """
+    has_threads = any(entry.has_threads for entry in list_segmenters() if entry.name == model.name)
+    if not has_threads or "threads" in model.options:
+        return model
+    return model.model_copy(update={"options": {**model.options, "threads": min(threads, MOST_THREADS)}})
 
 
 def load_segmenter(model: ModelSpec, bands: Sequence[str]) -> Segmenter:

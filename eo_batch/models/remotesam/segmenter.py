@@ -19,6 +19,7 @@ from eo_batch.core.digest import digest
 from eo_batch.core.errors import ConfigError, ModelError
 from eo_batch.core.prompts import PromptSet
 from eo_batch.core.spec import ModelSpec
+from eo_batch.models.registry import MOST_THREADS
 from eo_batch.models.remotesam.phrases import find_positions
 from eo_batch.models.remotesam.stretch import Stretch, nearest_positions, prepare, stretch_of
 from eo_batch.models.remotesam.templates import CLASS_TEMPLATE, Question, Wording
@@ -36,7 +37,6 @@ BANDS = ("red", "green", "blue")
 WEIGHTS = "remotesam"
 """Published weights that are used where the options name none."""
 PRECISIONS = ("float32", "bfloat16", "float16")
-MOST_THREADS = 256
 CALL_BYTES, FEATURE_BYTES = 1000, 130
 """Memory per pixel of the network's side at the published sizes in float32, as measured at 896 px: the peak of a call beside what
 it keeps, and what is kept of each window for all prompts."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -26,6 +27,7 @@ from eo_batch.models.remotesam.text import TextEncoder
 from eo_batch.models.remotesam.trunk import Trunk
 from eo_batch.models.segmenter import Segmenter, explain_prompts, prompt_warnings
 from eo_batch.models.weights import read_weights
+from eo_batch.run.image import load as load_for_image
 
 PROMPTS = prompts_of("bright field", "the ship on the left", "water")
 
@@ -155,6 +157,15 @@ def test_the_network_is_let_go_with_its_last_segmenter(weights: Path) -> None:
     del segmenter
     gc.collect()
     assert list(engines._open) == engine_key
+
+
+def test_one_image_takes_all_threads_and_a_run_one_per_chunk(weights: Path) -> None:
+    spec = ModelSpec(name="remotesam", options={"weights": str(weights)})
+    assert load_segmenter(spec, RGB).threads == 1
+    assert load_for_image(spec, RGB)[1].threads == len(os.sched_getaffinity(0))
+    said = ModelSpec(name="remotesam", options={"weights": str(weights), "threads": 3})
+    assert load_for_image(said, RGB)[1].threads == 3
+    assert load_for_image("window-mean", RGB)[0].options == {}
 
 
 def test_bfloat16_answers_nearly_as_float32(weights: Path) -> None:
