@@ -179,7 +179,7 @@ def open_engine(files: WeightFiles, *, device: str, precision: str) -> Engine:
         if engine is None:
             network = _load(files).requires_grad_(False)
             dtype: torch.dtype = getattr(torch, precision)
-            _place(network, place, dtype)
+            place_network(network, place, dtype)
             lock = _locks.setdefault(str(place), threading.Lock())
             engine = _open[key] = Engine(network, place, dtype, together=place.type != "cpu", lock=lock)
         return engine
@@ -225,7 +225,7 @@ def _load(files: WeightFiles) -> RemoteSAM:
     return network.eval()
 
 
-def _place(network: RemoteSAM, device: torch.device, dtype: torch.dtype) -> None:
+def place_network(network: RemoteSAM, device: torch.device, dtype: torch.dtype) -> None:
     """Move a network to `device` and make its numbers `dtype`, but those that would lose by it.
 
     The text encoder stays in float32: half of the error of bfloat16 comes from it, and it is asked once per prompt and run. So
