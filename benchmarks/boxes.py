@@ -40,9 +40,9 @@ def main() -> None:
     contour = rng.random((size, size), np.float32) * np.float32(0.26)
     print(machine())
     for name, rules, cut in (
-        ("horizontal", BoxRules(), None),
-        ("horizontal, with a contour map", BoxRules(), contour),
-        ("oriented", BoxRules(oriented=True), None),
+        ("horizontal", BoxRules(drop_inner=True), None),
+        ("horizontal, with a contour map", BoxRules(drop_inner=True), contour),
+        ("oriented", BoxRules(oriented=True, drop_inner=True), None),
         ("oriented, upstream", BoxRules.upstream(oriented=True), None),
     ):
         began = time.process_time()
