@@ -6,7 +6,7 @@ name, among them ones that point to other files and to the network), and sizes a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import shapely
 from numpy.typing import NDArray
 
 from eo_batch.core.errors import ConfigError
+from eo_batch.sources.outlines import move_outlines, off_the_globe
 
 FORMATS: Mapping[str, tuple[bytes, ...]] = {
     ".gpkg": (b"SQLite format 3\0",),
@@ -32,11 +33,6 @@ MAX_FILE_BYTES = 4 << 30
 MAX_POLYGONS = 1_000_000
 MAX_VERTICES = 50_000_000
 MAX_ID_CHARACTERS = 200
-DENSIFY_DEG, DENSIFY_M = 0.01, 1_000.0
-"""Edges in another CRS get a vertex each 0.01 degrees, or each kilometre, so that they stay on course."""
-_AT_ONCE = 20_000
-FARTHEST_DEG, FARTHEST = 1_000.0, 2e8
-"""No place has greater coordinates in degrees, or in metres or feet: the Earth's girth is 4e7 m."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,87 +258,27 @@ def _moved(
     except CRSError:
         raise _invalid(path, "the CRS of the file is not known", fix=known) from None
     if source.equals(goal, ignore_axis_order=True):
-        away = np.flatnonzero(_off_the_globe(shapes, goal))
+        away = np.flatnonzero(off_the_globe(shapes, goal))
         if len(away):
             raise _invalid(path, f"{_named(ids, int(away[0]))} has coordinates that are nowhere on Earth")
         return shapes
     try:
-        forward = Transformer.from_crs(source, goal, always_xy=True)
+        moved = move_outlines(shapes, source, goal, max_vertices=2 * MAX_VERTICES)
     except ProjError:
         raise _invalid(path, f"there is no way from the CRS of the file to {target}", why=source.name[:200], fix=known) from None
-    step = DENSIFY_DEG if source.is_geographic else DENSIFY_M / source.axis_info[0].unit_conversion_factor
-    moved = _followed(shapes, step, lambda xy: np.stack(forward.transform(xy[:, 0], xy[:, 1]), axis=1))
-    lost = np.flatnonzero(~_all_finite(moved) | _off_the_globe(moved, goal) | _spans_half_the_globe(shapes, source))
+    if moved is None:
+        raise _invalid(path, "the edges of the polygons are too long to be followed over the globe", fix=_CUT)
+    lost = np.flatnonzero(shapely.is_missing(moved))
     if len(lost):
-        left, bottom, right, top = forward.transform_bounds(*bounds, direction="INVERSE", densify_pts=21)
-        near = [shapely.box(left, bottom, right, top)]
-        if left > right:
-            near = [shapely.box(left, bottom, 180.0, top), shapely.box(-180.0, bottom, right, top)]
+        left, bottom, right, top = Transformer.from_crs(goal, source, always_xy=True).transform_bounds(*bounds)
+        near = [(left, right)] if left <= right else [(left, 180.0), (-180.0, right)]
+        turns = (-360.0, 0.0, 360.0) if source.is_geographic else (0.0,)  # longitudes may be written from 0 to 360
+        boxes = [shapely.box(west + turn, bottom, east + turn, top) for west, east in near for turn in turns]
         for index in lost.tolist():
-            if any(part.intersects(shapes[index]) for part in near):
+            if shapely.intersects(shapes[index], boxes).any():
                 what = f"{_named(ids, index)} reaches where {target} has no coordinates, or around half the globe"
                 raise _invalid(path, what, fix="Cut the polygons to the neighbourhood of the region first (`ogr2ogr -clipsrc`).")
-        moved[lost] = None
     return _mended(path, moved, ids)[0]
-
-
-def _off_the_globe(shapes: NDArray[np.object_], crs: Any) -> NDArray[np.bool_]:
-    """Shapes with coordinates so large that no place on Earth has them; sums over them would overflow."""
-    limit = FARTHEST_DEG if crs.is_geographic else FARTHEST
-    return np.asarray((np.abs(shapely.bounds(shapes)) > limit).any(axis=1))
-
-
-def _spans_half_the_globe(shapes: NDArray[np.object_], source: Any) -> NDArray[np.bool_]:
-    """Shapes with a part of more than 180 degrees of longitude: a projection would turn it inside out or tear it."""
-    from pyproj import Transformer
-
-    parts, index = shapely.get_parts(shapes, return_index=True)
-    west, south, east, north = shapely.bounds(parts).T
-    back = Transformer.from_crs(source, "EPSG:4326", always_xy=True)
-    lon = np.stack([back.transform(x, y)[0] for x in (west, east) for y in (south, north)])
-    if source.is_geographic:
-        lon = np.stack([west, east])  # as written: a transformation would wrap them
-    out = np.zeros(len(shapes), np.bool_)
-    out[index[~(np.ptp(lon, axis=0) <= 180.0)]] = True
-    return out
-
-
-def _followed(
-    shapes: NDArray[np.object_], step: float, move: Callable[[NDArray[np.float64]], NDArray[np.float64]]
-) -> NDArray[np.object_]:
-    """`shapes`, their edges in pieces of `step`, moved by `move`; a bounded number at a time, for memory."""
-    moved, vertices = [], 0
-    for start in range(0, len(shapes), _AT_ONCE):
-        part = _densified(shapes[start : start + _AT_ONCE], step)
-        vertices += int(shapely.get_num_coordinates(part).sum())
-        if vertices > 2 * MAX_VERTICES:
-            raise _too_long()
-        moved.append(shapely.transform(part, move))
-    return np.concatenate(moved)
-
-
-def _densified(shapes: NDArray[np.object_], step: float) -> NDArray[np.object_]:
-    """`shapes` with no edge longer than `step`; an edge gets the same vertices for the polygons on both of its sides."""
-    kind, xy, offsets = shapely.to_ragged_array([shapely.MultiPolygon([s]) if s.geom_type == "Polygon" else s for s in shapes])
-    assert kind is shapely.GeometryType.MULTIPOLYGON
-    of_ring, of_part, of_shape = offsets
-    ring = np.repeat(np.arange(len(of_ring) - 1), np.diff(of_ring))
-    ahead = np.concatenate([xy[1:], xy[:1]])
-    closing = np.concatenate([ring[1:] != ring[:-1], [True]])
-    length = np.where(closing, 0.0, np.hypot(*(ahead - xy).T))
-    pieces = np.maximum(1, np.ceil(length / step)).astype(np.int64)
-    if pieces.sum() > 2 * MAX_VERTICES:
-        raise _too_long()
-    vertex = np.repeat(np.arange(len(xy)), pieces)
-    k = np.arange(len(vertex)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    start, stop = xy[vertex], ahead[vertex]
-    turned = (start[:, 0] > stop[:, 0]) | ((start[:, 0] == stop[:, 0]) & (start[:, 1] > stop[:, 1]))
-    share = np.where(turned, pieces[vertex] - k, k) / pieces[vertex]
-    low, high = np.where(turned[:, None], stop, start), np.where(turned[:, None], start, stop)
-    points = np.where((k == 0)[:, None], start, low + share[:, None] * (high - low))
-    rings = np.concatenate([[0], np.cumsum(pieces)])[of_ring]
-    out = shapely.from_ragged_array(kind, points, (rings, of_part, of_shape))
-    return np.where(shapely.get_num_geometries(out) == 1, shapely.get_geometry(out, 0), out)
 
 
 def _named(ids: tuple[str, ...], index: int) -> str:
@@ -350,10 +286,6 @@ def _named(ids: tuple[str, ...], index: int) -> str:
 
 
 _CUT = "Cut the file to the neighbourhood of the region, or to fewer polygons."
-
-
-def _too_long() -> ConfigError:
-    return ConfigError("zones-invalid", "the edges of the polygons are too long to be followed over the globe", fix=_CUT)
 
 
 def _unreadable(path: Path, error: BaseException) -> ConfigError:

@@ -13,7 +13,7 @@ import shapely
 from pyproj import Transformer
 
 from eo_batch.core.errors import ConfigError
-from eo_batch.sources import polygons
+from eo_batch.sources import outlines, polygons
 from eo_batch.sources.polygons import Polygons, read_polygons
 
 CRS, BOUNDS = "EPSG:32631", (450_000.0, 4_640_000.0, 460_000.0, 4_650_000.0)
@@ -228,8 +228,52 @@ def test_a_crs_without_a_place_on_earth_is_refused(tmp_path: Path) -> None:
 def test_zones_are_followed_in_groups_of_any_size_within_one_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, frame([shapely.box(2.4 + i, 41.9, 2.9 + i, 42.4) for i in range(3)], "EPSG:4326"), ".parquet")
     together = shapely.to_wkb(read(path).shapes).tolist()
-    monkeypatch.setattr(polygons, "_AT_ONCE", 1)
+    monkeypatch.setattr(outlines, "_AT_ONCE", 1)
     assert shapely.to_wkb(read(path).shapes).tolist() == together
     monkeypatch.setattr(polygons, "MAX_VERTICES", 250)  # each has 201, and 4 in the file
     with pytest.raises(ConfigError, match="too long to be followed"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    ("crs", "shape"),
+    [("EPSG:32632", shapely.box(-175, -5, -165, 5)), ("EPSG:3857", shapely.box(179, -5, 181, 5))],
+    ids=["UTM is cut opposite to its zone", "Mercator is cut at 180 degrees"],
+)
+def test_a_zone_over_the_cut_of_a_projection_does_not_cover_what_lies_between_its_ends(
+    tmp_path: Path, crs: str, shape: shapely.Polygon
+) -> None:
+    path = written(tmp_path, frame([shape], "EPSG:4326"))
+    forward = Transformer.from_crs("EPSG:4326", crs, always_xy=True)
+    here = forward.transform_bounds(9.0, 47.0, 9.1, 47.1)
+    assert read_polygons(path, crs=crs, bounds=here).shapes.tolist() == [None]
+    if crs == "EPSG:3857":
+        for west in (179.5, -179.9):
+            with pytest.raises(ConfigError, match='polygon "1" reaches where EPSG:3857 has no coordinates'):
+                read_polygons(path, crs=crs, bounds=forward.transform_bounds(west, 1.0, west + 0.1, 1.1))
+
+
+def test_zones_across_180_degrees_reach_a_map_on_either_side(tmp_path: Path) -> None:
+    """A square of 20 km on the line, written in several ways, for a map in UTM zone 1."""
+    crs = "EPSG:32701"
+    forward = Transformer.from_crs("EPSG:4326", crs, always_xy=True)
+    x, y = forward.transform(180, -18)
+    bounds = (x - 5000, y - 5000, x + 5000, y + 5000)
+    ways = [
+        ("EPSG:4326", shapely.MultiPolygon([shapely.box(179.9, -18.1, 180, -17.9), shapely.box(-180, -18.1, -179.9, -17.9)])),
+        ("EPSG:4326", shapely.box(179.9, -18.1, 180.1, -17.9)),
+        ("EPSG:4326", shapely.box(-180.1, -18.1, -179.9, -17.9)),
+    ]
+    areas = []
+    for source, shape in ways:
+        (found,) = read_polygons(written(tmp_path, frame([shape], source), ".parquet"), crs=crs, bounds=bounds).shapes
+        assert shapely.box(*bounds).difference(found).area < 1e-3 * 1e8
+        areas.append(found.area)
+    np.testing.assert_allclose(areas, areas[0], rtol=1e-6)
+    west = Transformer.from_crs("EPSG:4326", "EPSG:32760", always_xy=True)
+    a, b = west.transform(180, -18)
+    (found,) = read_polygons(
+        written(tmp_path, frame([shapely.box(a - 1e4, b - 1e4, a + 1e4, b + 1e4)], "EPSG:32760")), crs=crs, bounds=bounds
+    ).shapes
+    assert shapely.box(*bounds).difference(found).area == 0
+    assert abs(found.area / 4e8 - 1) < 0.01
