@@ -20,7 +20,7 @@ from eo_batch.core.grid import Chunk
 FORMAT = 1
 """Layout of the run directory. A newer one is refused, an older one is read only."""
 ALGORITHM = 2
-"""Number of the rules that decide bytes (lattice, filling, blending, resampling, tracing). Runs of another number do not resume."""
+"""Number of the rules that decide bytes (lattice, filling, blending, resampling, tracing). No run of another number resumes."""
 
 
 @dataclass(frozen=True)

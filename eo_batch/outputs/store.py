@@ -245,7 +245,7 @@ class Store:
             with suppress(OSError, StoreError):
                 reason += f" ({self.free_bytes() / 1e6:,.1f} MB free"
                 reason += f", {needed / 1e6:,.1f} MB needed)" if needed else ")"
-            fix = "Free space or move the run to a larger disk, then run `eo-batch resume`: finished chunks are kept."
+            fix = "Free space or use a larger disk, then begin again; a run goes on with `eo-batch resume`: finished chunks are kept."
             return StoreError("disk-full", "could not write", where=where, why=reason, fix=fix)
         if error.errno in _DENIED:
             fix = f"Give this user the right to read and write `{self.root}`, or choose another output folder."
@@ -256,7 +256,7 @@ class Store:
         return self._unreachable(where, reason)
 
     def _unreachable(self, path: str, reason: str) -> StoreError:
-        fix = f"Check that `{self.root}` is still there and mounted, then run `eo-batch resume`."
+        fix = f"Check that `{self.root}` is still there and mounted, then begin again; a run goes on with `eo-batch resume`."
         return StoreError("store-unreachable", "could not be read or written", where=path, why=reason, fix=fix)
 
     # One method per call of the operating system: the places where tests inject faults.
