@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from eo_batch.cli.main import app
 from eo_batch.core.errors import ResumeError
-from eo_batch.models.remotesam import RemoteSAM
+from eo_batch.models.remotesam.text import TextEncoder
 from eo_batch.run.driver import resume_run, start_run
 from eo_batch.run.events import Event
 from eo_batch.run.request import load_pipeline
@@ -115,8 +115,8 @@ def test_a_run_does_not_go_on_with_other_weights(toy: Path, tmp_path: Path) -> N
 
 def test_prompts_are_encoded_once_per_run(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    original = RemoteSAM.encode_text
-    monkeypatch.setattr(RemoteSAM, "encode_text", lambda self, *a: calls.append(1) or original(self, *a))
+    original = TextEncoder.hidden
+    monkeypatch.setattr(TextEncoder, "hidden", lambda self, *a: calls.append(1) or original(self, *a))
     run(toy, "counted", "local", chunk_px=64, prompts=("dark ship", "a solar panel"))  # asked by no other test
     assert len(calls) == 2
 
