@@ -25,6 +25,7 @@ _Ints = NDArray[np.int64]
 _Floats = NDArray[np.float64]
 MAX_PAIRS = 50_000_000
 """Objects of one prompt and time in zones, one counted in several zones several times."""
+_PARTS = 2.0**20
 _CROSSINGS = 4_000_000
 """Crossings of outlines with scan lines that are held at once where zones are taken in groups."""
 
@@ -160,7 +161,7 @@ def zones_on_grid(polygons: NDArray[np.object_], resolution: float) -> Zones:
     """
     rings, owner = _rings(polygons)
     xy, ring = shapely.get_coordinates(rings, return_index=True)
-    pixels = xy * [1, -1] / resolution
+    pixels = _snapped(xy * [1, -1] / resolution)
     within = ring[1:] == ring[:-1]
     edges = np.concatenate([pixels[:-1], pixels[1:]], axis=1)[within]
     zone = owner[ring[:-1][within]]
@@ -168,12 +169,17 @@ def zones_on_grid(polygons: NDArray[np.object_], resolution: float) -> Zones:
     edges = np.where((edges[:, 1] > edges[:, 3])[:, None], edges[:, [2, 3, 0, 1]], edges)
     sloped = edges[:, 1] != edges[:, 3]
     edges, zone = edges[sloped], zone[sloped]
-    bounds = shapely.bounds(polygons) / resolution
+    bounds = _snapped(shapely.bounds(polygons) / resolution)
     return Zones(
         edges,
         np.searchsorted(zone, np.arange(len(polygons) + 1)).astype(np.int64),
         np.stack([bounds[:, 0], -bounds[:, 3], bounds[:, 2], -bounds[:, 1]], axis=1),
     )
+
+
+def _snapped(pixels: _Floats) -> _Floats:
+    """To a millionth of a pixel: 3 x 0.0131 / 0.0001 is 393 then, and what lies on a border is on the side that the rule says."""
+    return np.rint(pixels * _PARTS) / _PARTS
 
 
 def _rings(polygons: NDArray[np.object_]) -> tuple[NDArray[np.object_], _Ints]:

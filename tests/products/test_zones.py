@@ -76,6 +76,18 @@ def test_each_place_is_in_exactly_one_cell_even_on_borders_and_corners() -> None
     assert np.array_equal(zone[np.argsort(place)], expected)
 
 
+@pytest.mark.parametrize(("resolution", "size", "pixels"), [(1e-4, 0.0131, 131), (0.3, 2.1, 7), (1e-4, 0.0015, 15)])
+def test_borders_on_whole_pixels_are_exact_though_their_coordinates_are_rounded(
+    resolution: float, size: float, pixels: int
+) -> None:
+    cols = np.arange(1000)
+    zones = zones_on_grid(np.array([shapely.box(col * size, -size, (col + 1) * size, 0.0) for col in cols]), resolution)
+    borders2 = np.stack([2 * pixels * cols, np.zeros_like(cols)], axis=1)
+    zone, place = zones.holding(borders2)
+    assert np.array_equal(place, cols)
+    assert np.array_equal(zone, cols)
+
+
 def test_places_are_in_the_zones_that_shapely_says() -> None:
     shapes = stars(40, seed=3)
     random = np.random.default_rng(4)
