@@ -186,7 +186,7 @@ def _checked_ids(path: Path, names: list[Any], id_field: str | None) -> tuple[st
     ids = tuple("" if name is None or name != name else _as_text(name) for name in names)
     seen: set[str] = set()
     for number, name in enumerate(ids, 1):
-        what = "has no name" if not name else f'has the name "{name[:40]}" of an earlier one' if name in seen else ""
+        what = "has no name" if not name.strip() else f'has the name "{name[:40]}" of an earlier one' if name in seen else ""
         if len(name) > MAX_ID_CHARACTERS:
             what = f"has a name of {len(name):,} characters (limit {MAX_ID_CHARACTERS})"
         if what:

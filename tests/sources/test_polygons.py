@@ -128,6 +128,7 @@ def test_what_is_no_polygon_is_refused_by_name(tmp_path: Path, shapes: list, sai
     [
         (["a", "b", "a"], 'polygon 3 has the name "a" of an earlier one'),
         (["a", None, "b"], "polygon 2 has no name"),
+        (["a", "  ", "b"], "polygon 2 has no name"),
         (["a", "b", "x" * 300], "polygon 3 has a name of 300 characters"),
     ],
 )
