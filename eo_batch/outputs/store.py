@@ -245,7 +245,7 @@ class Store:
             with suppress(OSError, StoreError):
                 reason += f" ({self.free_bytes() / 1e6:,.1f} MB free"
                 reason += f", {needed / 1e6:,.1f} MB needed)" if needed else ")"
-            fix = "Free space or use a larger disk, then begin again; a run goes on with `eo-batch resume`: finished chunks are kept."
+            fix = "Free space, then begin again; a run goes on with `eo-batch resume`: finished chunks are kept."
             return StoreError("disk-full", "could not write", where=where, why=reason, fix=fix)
         if error.errno in _DENIED:
             fix = f"Give this user the right to read and write `{self.root}`, or choose another output folder."
