@@ -125,7 +125,13 @@ class StoreError(EoBatchError):
 class IntegrityError(EoBatchError):
     """Something on disk is not what was written, or a repeated computation gave other bytes."""
 
-    codes = {"shard-mismatch": 5, "receipt-mismatch": 5, "shard-missing": 5, "nondeterministic-output": 5}
+    codes = {
+        "shard-mismatch": 5,
+        "receipt-mismatch": 5,
+        "shard-missing": 5,
+        "nondeterministic-output": 5,
+        "weights-altered": 5,
+    }
 
 
 class ResumeError(EoBatchError):

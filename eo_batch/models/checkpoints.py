@@ -38,8 +38,8 @@ from eo_batch.models.weights import (
 Listener = Callable[[str, int, int], None]
 """Called with what is done, how much of it is done, and how much there is, in bytes."""
 
-PICKLE_BYTES = 64 << 20
-"""The part of a checkpoint that is no tensor; published ones have less than 1 MB."""
+PICKLE_BYTES = 8 << 20
+"""The part of a checkpoint that is no tensor; published ones have less than 1 MB. A byte of it can cost 90 bytes of memory."""
 STATE_KEYS = ("model", "state_dict")
 """Where trainings put the tensors; a checkpoint that holds nothing else may have them at the top."""
 DTYPES = MappingProxyType(
@@ -216,8 +216,9 @@ def state_of(checkpoint: Any, *, where: str) -> dict[str, Any]:
     if not isinstance(found, Mapping) or not found or not all(isinstance(key, str) for key in found):
         raise ModelError("model-load", "holds no weights by name", where=where, why=_contents(checkpoint), fix=fix)
     for name, tensor in found.items():
-        is_plain = isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided and not tensor.is_quantized
-        if not is_plain or tensor.is_meta or str(tensor.dtype).removeprefix("torch.") not in DTYPES:
+        is_dense = isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided and not tensor.is_nested
+        is_plain = is_dense and not (tensor.is_quantized or tensor.is_meta or tensor.is_neg())
+        if not is_plain or str(tensor.dtype).removeprefix("torch.") not in DTYPES:
             why = f"{name[:200]!r} is not a plain tensor; {_contents(checkpoint)}"
             raise ModelError("model-load", "holds no weights by name", where=where, why=why, fix=fix)
     return {name: tensor.detach() for name, tensor in found.items()}

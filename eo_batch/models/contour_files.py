@@ -25,7 +25,15 @@ from eo_batch.models.disk import disk_error, whole_file
 from eo_batch.models.hub import Hub, alone, download
 from eo_batch.models.hub_client import discreet, hub_endpoint, is_offline, transport_errors
 from eo_batch.models.published import PublishedFile
-from eo_batch.models.weights import CONFIG_BYTES, file_sha256, need_libraries, parse_config, regular_file, weights_folder
+from eo_batch.models.weights import (
+    CONFIG_BYTES,
+    file_sha256,
+    local_path,
+    need_libraries,
+    parse_config,
+    regular_file,
+    weights_folder,
+)
 from eo_batch.version import __version__
 
 NAME = "directsam"
@@ -73,7 +81,7 @@ def find_contours(name_or_path: str | os.PathLike[str]) -> ContourFiles:
     ModelError : `weights-missing`, `model-load`.
     PolicyError : `weights-hash`: a fetched file is not what it was when it was fetched.
     """
-    folder = _fetched_folder() if str(name_or_path) in (NAME, REPO) else Path(name_or_path).expanduser()
+    folder = _fetched_folder() if str(name_or_path) in (NAME, REPO) else local_path(str(name_or_path))
     sums = {name: file_sha256(folder / name) for name in (CONFIG, PROCESSING, WEIGHTS) if regular_file(folder / name) >= 0}
     record = folder / RECORD
     if record.exists():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import stat
@@ -21,11 +20,12 @@ from typing import Any
 
 from eo_batch.core.errors import ModelError
 from eo_batch.models.published import VOCABULARY, published_files, published_names
+from eo_batch.models.watch import Stamp, stamp_of
 
 FOLDER_VARIABLE = "EO_BATCH_WEIGHTS"
 SUFFIX = ".safetensors"
-SHOWN = 5
-"""So many keys of a list are written out in a message."""
+SHOWN, SHOWN_CHARACTERS = 5, 200
+"""So many keys of a list are written out in a message, and so much of each."""
 CONFIG_BYTES, CONFIG_VALUES, CONFIG_DEPTH, CONFIG_LARGEST = 100_000, 1_000, 5, 10_000_000
 """A description of a network that is longer, deeper or holds larger numbers than this is nonsense."""
 READ_BYTES = 8 << 20
@@ -45,6 +45,7 @@ class WeightFiles:
     sha256 : of `weights`: the identity of the network.
     architecture : which network, for example "remotesam".
     source_sha256 : of the checkpoint it was converted from, or "".
+    stamp : of `weights` before they were looked at; see `watch`.
     """
 
     weights: Path
@@ -53,6 +54,7 @@ class WeightFiles:
     sha256: str
     architecture: str
     source_sha256: str = field(default="", compare=False)
+    stamp: Stamp = field(default=(0, 0, 0, 0), compare=False)
 
 
 def weights_folder() -> Path:
@@ -87,14 +89,14 @@ def find_weights(
     ModelError : `weights-missing`: not there; `model-load`: not safetensors, no or nonsensical description, other network.
     """
     weights = _path_of(str(name_or_path))
+    stamp = stamp_of(weights)
     metadata = read_metadata(weights)
     found, config = describe(metadata, where=str(weights))
     if architecture is not None and found != architecture:
         fix = f"Give weights of {architecture}: eo-batch models fetch {architecture}."
         raise ModelError("model-load", f'holds weights of "{found}", not of "{architecture}"', where=str(weights), fix=fix)
-    return WeightFiles(
-        weights, _vocabulary(weights, found, vocabulary), config, file_sha256(weights), found, metadata.get("source_sha256", "")
-    )
+    words = _vocabulary(weights, found, vocabulary)
+    return WeightFiles(weights, words, config, file_sha256(weights), found, metadata.get("source_sha256", ""), stamp)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -287,6 +289,24 @@ def regular_file(path: Path) -> int:
     return status.st_size
 
 
+def local_path(named: str) -> Path:
+    """The path that somebody wrote, with `~` for a home; there may be nothing.
+
+    Raises
+    ------
+    ModelError : `weights-missing`: nothing on this machine can have this path, or it may not be looked at.
+    """
+    try:
+        path = Path(named).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    except (OSError, RuntimeError, ValueError) as error:  # too long, another user's home, a zero byte
+        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        raise ModelError("weights-missing", "is no path", where=named[:200], why=why, fix="Check the path.") from None
+    return path
+
+
 def file_sha256(path: Path) -> str:
     """Hexadecimal sha256 of a file, read piece by piece."""
     made = hashlib.sha256()
@@ -303,7 +323,7 @@ def _path_of(named: str) -> Path:
             fix = f"Run: eo-batch models fetch {named}, or set {FOLDER_VARIABLE} to the folder that holds them."
             raise ModelError("weights-missing", f'the weights "{named}" are not on this machine', where=str(path), fix=fix)
         return path
-    path = Path(named).expanduser()
+    path = local_path(named)
     if path.is_dir():
         inside = sorted(path.glob(f"*{SUFFIX}"))
         if len(inside) != 1:
@@ -337,7 +357,7 @@ def _values(value: Any, depth: int = 0) -> Iterable[Any]:
     elif isinstance(value, list):
         for inner in value:
             yield from _values(inner, depth + 1)
-    elif isinstance(value, int | float) and not (math.isfinite(value) and abs(value) <= CONFIG_LARGEST):
+    elif isinstance(value, int | float) and not abs(value) <= CONFIG_LARGEST:  # nor is NaN
         raise ValueError(f"a number beyond {CONFIG_LARGEST:,}")
     else:
         yield value
@@ -351,7 +371,8 @@ def _no_safetensors(path: Path, error: Exception) -> ModelError:
 
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    shown = [name if len(name) <= SHOWN_CHARACTERS else f"{name[:SHOWN_CHARACTERS]}..." for name in names[:SHOWN]]
+    return ", ".join(shown) + more
 
 
 def _shape(tensor: Any) -> str:

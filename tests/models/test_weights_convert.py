@@ -127,8 +127,14 @@ def test_a_file_without_weights_says_so(convert, content):
 
 @pytest.mark.parametrize(
     "odd",
-    [torch.zeros(2, 2).to_sparse(), torch.zeros(2, device="meta"), torch.zeros(2, dtype=torch.complex64)],
-    ids=["sparse", "without numbers", "complex"],
+    [
+        torch.zeros(2, 2).to_sparse(),
+        torch.zeros(2, device="meta"),
+        torch.zeros(2, dtype=torch.complex64),
+        torch._neg_view(torch.ones(2)),
+        torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+    ],
+    ids=["sparse", "without numbers", "complex", "negated", "nested"],
 )
 def test_tensors_of_a_strange_kind_are_refused(convert, state, odd):
     with pytest.raises(ModelError, match="is not a plain tensor"):
@@ -139,6 +145,17 @@ def test_a_view_that_repeats_one_number_endlessly_costs_no_memory(convert, state
     huge = torch.zeros(1).expand(10**6, 10**6)
     with pytest.raises(ModelError, match="1 unexpected: huge"):
         convert({"model": {**state, "huge": huge}})
+
+
+def test_an_endless_name_is_not_written_out(convert, state):
+    with pytest.raises(ModelError, match="1 unexpected: aaa") as caught:
+        convert({"model": {**state, "a" * 5000: torch.zeros(1)}})
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_pickle_that_makes_millions_of_objects_is_refused_unread(convert, state):
+    with pytest.raises(PolicyError, match="weights-unsafe: .*larger than"):
+        convert({"model": state, "args": [1] * 5_000_000})
 
 
 class Hostile:

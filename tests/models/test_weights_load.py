@@ -139,6 +139,7 @@ NESTED = "[" * 50_000 + "]" * 50_000
         {"architecture": "remotesam", "config": '{"depth": 1e300}'},
         {"architecture": "remotesam", "config": '{"depth": NaN}'},
         {"architecture": "remotesam", "config": '{"depth": 99999999999999999999}'},
+        {"architecture": "remotesam", "config": '{"depth": 1' + "0" * 400 + "}"},
         {"architecture": "remotesam", "config": json.dumps({"a": [0] * 5000})},
         {"architecture": "remotesam", "config": '{"a": "' + "x" * 200_000 + '"}'},
         {"architecture": "../../etc", "config": "{}"},
@@ -185,6 +186,12 @@ def test_a_checkpoint_is_not_read_at_run_time_but_converted_first(tmp_path):
 def test_a_missing_file_is_missing(tmp_path, name):
     with pytest.raises(ModelError, match="weights-missing"):
         find_weights(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a\0b.safetensors", "a" * 5000 + ".safetensors", "~nobody-of-this-name/a.safetensors"])
+def test_what_can_be_no_path_is_missing(name):
+    with pytest.raises(ModelError, match="weights-missing: .*is no path"):
+        find_weights(name)
 
 
 def test_a_folder_with_two_files_of_weights_is_ambiguous(tmp_path):

@@ -18,6 +18,7 @@ from eo_batch.models.remotesam.config import RemoteSAMConfig
 from eo_batch.models.remotesam.initial import initialise
 from eo_batch.models.remotesam.network import ImageFeatures, PromptFeatures, RemoteSAM
 from eo_batch.models.remotesam.trunk import Seen
+from eo_batch.models.watch import Watch
 from eo_batch.models.weights import WeightFiles, check_tensors, load_strictly, read_weights
 
 TOLERATED = ("text_encoder.embeddings.position_ids",)
@@ -40,6 +41,7 @@ class Engine:
     lock : held during a call on a GPU, one for each GPU of this process; on a CPU calls may run side by side.
     prompts : tokens -> their features.
     room : kind of call -> so many windows fit in the memory of the device; learnt where more did not.
+    watch : of the file that the weights are views of; None where they are copies.
     """
 
     network: RemoteSAM
@@ -49,6 +51,7 @@ class Engine:
     lock: threading.Lock = field(default_factory=threading.Lock)
     prompts: dict[bytes, PromptFeatures] = field(default_factory=dict)
     room: dict[str, int] = field(default_factory=dict)
+    watch: Watch | None = None
 
     @property
     def weight_bytes(self) -> int:
@@ -109,6 +112,7 @@ class Engine:
         Raises
         ------
         ModelError : `model-oom`: `what` does not fit in the memory of the device.
+        IntegrityError : `weights-altered`: what was computed may be wrong.
         """
         try:
             with torch.inference_mode():
@@ -116,6 +120,8 @@ class Engine:
                     if torch.get_num_threads() != threads:
                         torch.set_num_threads(threads)
                     yield
+                    if self.watch is not None:
+                        self.watch.check()
                 else:
                     with (
                         self.lock,
@@ -170,6 +176,7 @@ def open_engine(files: WeightFiles, *, device: str, precision: str) -> Engine:
     Raises
     ------
     ModelError : `model-load`.
+    IntegrityError : `weights-altered`: the file is no longer the one whose sha256 is in `files`.
     ConfigError, ResourceError : as `find_device`.
     """
     place = find_device(device)
@@ -177,11 +184,14 @@ def open_engine(files: WeightFiles, *, device: str, precision: str) -> Engine:
         key = files.sha256, str(place), precision
         engine = _open.get(key)
         if engine is None:
+            watch = Watch(files.weights, files.stamp)
             network = _load(files).requires_grad_(False)
             dtype: torch.dtype = getattr(torch, precision)
             place_network(network, place, dtype)
+            watch.check()
+            on_gpu = place.type != "cpu"
             lock = _locks.setdefault(str(place), threading.Lock())
-            engine = _open[key] = Engine(network, place, dtype, together=place.type != "cpu", lock=lock)
+            engine = _open[key] = Engine(network, place, dtype, together=on_gpu, lock=lock, watch=None if on_gpu else watch)
         return engine
 
 
@@ -214,8 +224,11 @@ def _load(files: WeightFiles) -> RemoteSAM:
         raise _not_ours(
             where, f"it describes {sum(config.depths) + config.text_layers:,} layers and holds {len(tensors):,} tensors"
         )
-    with torch.device("meta"):
-        network = RemoteSAM(config)
+    try:
+        with torch.device("meta"):
+            network = RemoteSAM(config)
+    except RuntimeError as error:  # sizes whose product is beyond all numbers
+        raise _not_ours(where, str(error)[:200]) from None
     check_tensors(network.state_dict(), tensors, where=where, tolerated=TOLERATED)  # before anything of these sizes is made
     for module in network.modules():  # tables that the file must agree with, and what no file holds
         for name, buffer in module.named_buffers(recurse=False):

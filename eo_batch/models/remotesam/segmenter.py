@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -204,9 +203,9 @@ def load_remotesam(model: ModelSpec, bands: Sequence[str]) -> RemoteSAMSegmenter
         raise _other_bands(bands)
     wording, stretch = Wording(options.prompts, options.template), stretch_of(model.options)  # type: ignore[arg-type]
     from eo_batch.models.remotesam.engine import open_engine
-    from eo_batch.models.weights import find_weights
+    from eo_batch.models.weights import find_weights, local_path
 
-    vocabulary = Path(options.vocabulary).expanduser() if options.vocabulary else None
+    vocabulary = local_path(options.vocabulary) if options.vocabulary else None
     files = find_weights(options.weights, vocabulary=vocabulary, architecture=WEIGHTS)
     if files.vocabulary is None:
         fix = "Run eo-batch models fetch remotesam, or set model.options.vocabulary to the vocab.txt of bert-base-uncased."

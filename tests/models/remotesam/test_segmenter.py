@@ -26,7 +26,7 @@ from eo_batch.models.remotesam import engine as engines
 from eo_batch.models.remotesam.text import TextEncoder
 from eo_batch.models.remotesam.trunk import Trunk
 from eo_batch.models.segmenter import Segmenter, explain_prompts, prompt_warnings
-from eo_batch.models.weights import read_weights
+from eo_batch.models.weights import find_weights, read_weights
 from eo_batch.run.image import load as load_for_image
 
 PROMPTS = prompts_of("bright field", "the ship on the left", "water")
@@ -336,12 +336,45 @@ def test_wrong_tensors_are_refused_by_name(tmp_path: Path, change: object, said:
     assert said in str(caught.value)
 
 
+def test_weights_that_somebody_writes_into_give_no_more_answers(tmp_path: Path) -> None:
+    path, other = make_tiny(tmp_path, salt="watched 0:"), make_tiny(tmp_path / "other", salt="other:")
+    segmenter = load_tiny(path)
+    images = np.full((1, 3, SIDE, SIDE), 0.1, np.float32)
+    features = segmenter.encode_prompts(prompts_of("water"))
+    segmenter.decode(segmenter.encode_images(images), features)
+    with path.open("r+b") as file:
+        file.write(other.read_bytes())
+    with pytest.raises(IntegrityError, match="weights-altered"):
+        segmenter.decode(segmenter.encode_images(images), features)
+
+
+def test_weights_may_be_replaced_or_removed_while_they_are_used(tmp_path: Path) -> None:
+    path, other = make_tiny(tmp_path, salt="watched 1:"), make_tiny(tmp_path / "other", salt="other:")
+    segmenter = load_tiny(path)
+    images = np.full((1, 3, SIDE, SIDE), 0.1, np.float32)
+    features = segmenter.encode_prompts(prompts_of("water"))
+    before = segmenter.decode(segmenter.encode_images(images), features)
+    os.replace(other, path)
+    np.testing.assert_array_equal(segmenter.decode(segmenter.encode_images(images), features), before)
+    path.unlink()
+    np.testing.assert_array_equal(segmenter.decode(segmenter.encode_images(images), features), before)
+
+
+def test_the_weights_that_are_loaded_are_those_whose_sum_was_made(tmp_path: Path) -> None:
+    path, other = make_tiny(tmp_path, salt="watched 2:"), make_tiny(tmp_path / "other", salt="other:")
+    files = find_weights(path)
+    os.replace(other, path)
+    with pytest.raises(IntegrityError, match="weights-altered"):
+        engines.open_engine(files, device="cpu", precision="float32")
+
+
 @pytest.mark.parametrize(
     ("metadata", "said"),
     [
         ({}, "does not say which network"),
         ({"architecture": "rsrefseg", "config": "{}"}, 'weights of "rsrefseg", not of "remotesam"'),
         ({"architecture": "remotesam", "config": '{"embed": 3}'}, 'has no size "embed"'),
+        ({"architecture": "remotesam", "config": '{"swin_window": 1048576}'}, "does not describe a RemoteSAM"),
         ({"architecture": "remotesam", "config": '{"depths": 5}'}, "config.depths"),
         ({"architecture": "remotesam", "config": '{"depths": [9, 9, 1000000, 9]}'}, "holds"),
         ({"architecture": "remotesam", "config": '{"window_px": 896}'}, "missing"),
