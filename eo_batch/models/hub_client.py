@@ -44,10 +44,14 @@ def is_offline() -> bool:
 
 
 def transport_errors() -> tuple[type[Exception], ...]:
-    """What the client of huggingface_hub raises when the network fails; which library that is depends on its version."""
+    """What the client of huggingface_hub raises when the network fails, or answers with addresses and numbers that are none.
+
+    Which library that is depends on its version.
+    """
     from huggingface_hub.errors import HfHubHTTPError
 
-    return tuple(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError" and issubclass(kind, Exception))
+    kinds = [kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError" and issubclass(kind, Exception)]
+    return (*kinds, ValueError)
 
 
 @contextmanager
