@@ -269,8 +269,10 @@ def test_redirects_in_a_circle_end(get, server):
         get()
 
 
-@pytest.mark.parametrize("address", ["http://[::", "file:///etc/passwd", "ftp://127.0.0.1/x", ""])
-@pytest.mark.parametrize("is_head", [True, False])
+@pytest.mark.parametrize(
+    ("address", "is_head"),
+    [("http://[::", True), ("http://[::", False), ("file:///etc/passwd", False), ("ftp://127.0.0.1/x", False), ("", False)],
+)
 def test_redirects_to_what_is_no_address_of_the_web_are_not_followed(get, server, address, is_head):
     name = "vocab.txt" if is_head else "Small.pth"
     server.script(name, Fault("status", code=302, head=is_head, repeat=True, headers=(("Location", address),)))
