@@ -108,7 +108,7 @@ def segment(
     asked = _rules(rules, regions=regions, drop_inner=drop_inner, **boxes)
     names = [name.strip() for name in bands.split(",")] if bands else []
     folder = out if out is not None else Path(f"{image.stem}-segmented")
-    _check_folder(folder)
+    _check_folder(folder, image)
     with Progress(as_json=False, quiet=quiet or json, unit="windows") as progress:
         progress.note("reading")
         from eo_batch.run.image import segment_image
@@ -158,14 +158,21 @@ class _Teller:
             say(event.text)
 
 
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be written before anything is computed."""
-    from eo_batch.core.errors import StoreError
+def _check_folder(folder: Path, image: Path) -> None:
+    """Refuse a folder that cannot be written, or where the image itself would be, before anything is computed."""
+    from eo_batch.core.errors import ConfigError, StoreError
 
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    fix = "Give another folder with --out."
+    try:
+        there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    except OSError as error:
+        raise StoreError("store-denied", "is no folder", where=str(folder)[:200], why=error.strerror or "", fix=fix) from None
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         what = "may not be written" if there.is_dir() else "a file is where a folder must be"
-        raise StoreError("store-denied", what, where=str(there), fix="Give another folder with --out.")
+        raise StoreError("store-denied", what, where=str(there), fix=fix)
+    source, target = os.path.realpath(image), os.path.realpath(folder)
+    if source == os.path.join(target, OVERLAY) or os.path.dirname(source) == os.path.join(target, "masks"):
+        raise ConfigError("config-invalid", "the answer might be written over the image", where=str(image), fix=fix)
 
 
 def _tasks(asked: list[str]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ limited from the header alone, before anything is decoded.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from eo_batch.sources.raster import GDAL_ENV, MAX_BANDS
 
 MAX_PIXELS = 64_000_000
 """Largest declared width x height that is decoded where the caller names no other: 8,000 x 8,000."""
+MAX_BYTES_A_PIXEL = 32
+"""So many stored bytes of each pixel are decoded at most, where an image declares as many pixels as it may."""
 RGB = ("red", "green", "blue")
 ALPHA = "alpha"
 DROPPED = "-"
@@ -141,10 +144,13 @@ def read_picture(
     with _opened(file, begin, where) as dataset:
         _check_size(dataset, where, max_pixels)
         layout = _layout(dataset, tuple(bands), where)
+        _check_bytes(dataset, layout, where, max_pixels)
         stored = layout.values(dataset)
         valid = _observed(dataset, layout, stored)
         ends = (low, high) if low is not None and high is not None else _ends(dataset, stored, valid, where)
-        pixels = _unit(np.where(valid, stored, ends[0]) if stored.dtype.kind == "f" else stored, *ends)
+        if stored.dtype.kind == "f":
+            np.copyto(stored, ends[0], where=~valid)
+        pixels = _unit(stored, *ends)
         georeferenced = dataset.crs is not None and dataset.transform.determinant != 0
         crs = dataset.crs.to_wkt() if georeferenced else None
         transform = Affine(*dataset.transform[:6]) if georeferenced else None
@@ -200,7 +206,9 @@ def _first_bytes(file: Path, where: str) -> bytes:
     try:
         if not file.is_file():
             what = "is a folder, not an image" if file.is_dir() else "there is no such image"
-            raise AssetError("asset-not-found", what, where=where, fix="Check the path.")
+            is_elsewhere = re.match(r"[a-z0-9]+:/|/vsi", str(file), re.IGNORECASE) is not None
+            fix = "Images are files on this machine: download it first." if is_elsewhere else "Check the path."
+            raise AssetError("asset-not-found", what, where=where, fix=fix)
         with file.open("rb") as opened:
             return opened.read(16)
     except OSError as error:
@@ -234,6 +242,14 @@ def _check_size(dataset: Any, where: str, max_pixels: int) -> None:
     if declared > max_pixels or largest_block > max(max_pixels, 1 << 22):
         size = f"{dataset.width:,} x {dataset.height:,} px" if declared > max_pixels else f"blocks of {largest_block:,} px"
         raise too_big(where, size, max_pixels)
+
+
+def _check_bytes(dataset: Any, layout: _Layout, where: str, max_pixels: int) -> None:
+    widest = max(np.dtype(dataset.dtypes[number - 1]).itemsize for number in layout.numbers)
+    count = len(set(layout.numbers)) * widest
+    pixels = -(-dataset.height * dataset.width * count // MAX_BYTES_A_PIXEL)
+    if pixels > max_pixels:
+        raise too_big(where, f"as many bytes as {pixels:,} pixels of {MAX_BYTES_A_PIXEL} bytes have", max_pixels)
 
 
 def _layout(dataset: Any, bands: tuple[str, ...], where: str) -> _Layout:
@@ -343,5 +359,7 @@ def _unit(stored: NDArray[Any], low: float, high: float) -> NDArray[np.float32]:
     """Stored values as float32 in 0..1: `low` and below is 0, `high` and above is 1."""
     if (low, high) == (0.0, 255.0) and stored.dtype == np.uint8:
         return stored.astype(np.float32) / np.float32(255)
-    values = np.clip(stored, low, high)
-    return ((values - low) / (high - low)).astype(np.float32)
+    out = np.empty(stored.shape, np.float32)
+    for plane, values in zip(out, stored, strict=True):  # band by band: numbers of 8 bytes are made on the way
+        plane[...] = (np.clip(values, low, high) - low) / (high - low)
+    return out

@@ -171,6 +171,24 @@ def test_images_that_cannot_be_read_end_in_one_line(tmp_path: Path) -> None:
         assert err.startswith(f"{code}: {name}: ")
 
 
+@pytest.mark.parametrize("name", ["overlay.png", "masks/cloud-566810.png"])
+def test_an_answer_is_not_written_over_its_image(photo: Path, tmp_path: Path, name: str) -> None:
+    image = tmp_path / "a" / name
+    image.parent.mkdir(parents=True)
+    photo.rename(image)
+    before = image.read_bytes()
+    (tmp_path / "link.png").symlink_to(image)
+    for given in (image, tmp_path / "link.png"):
+        status, _, err = invoke(given, "--model", "spectral", "-p", "cloud", "--out", tmp_path / "a")
+        assert (status, "over the image" in err) == (2, True)
+    assert image.read_bytes() == before
+
+
+def test_a_folder_with_an_endless_name_is_refused(photo: Path) -> None:
+    status, _, err = invoke(photo, "--model", "spectral", "-p", "cloud", "--out", "a" * 5000)
+    assert (status, "store-denied" in err) == (7, True)
+
+
 def test_a_folder_is_no_image_and_a_file_no_folder_and_nothing_is_computed_before_that_is_said(
     photo: Path, tmp_path: Path
 ) -> None:

@@ -242,6 +242,24 @@ def test_a_bomb_is_refused_by_its_declared_size(tmp_path: Path) -> None:
         assert "--max-pixels" in error.fix
 
 
+def test_a_bomb_of_many_wide_bands_is_refused_by_its_declared_bytes(tmp_path: Path) -> None:
+    wide = {"width": 2000, "height": 2000, "count": 8, "dtype": "float64", "SPARSE_OK": True, "tiled": True}
+    with rasterio.open(tmp_path / "wide.tif", "w", driver="GTiff", transform=from_origin(0, 0, 9, 9), **wide):
+        pass
+    names = [f"b{number}" for number in range(8)]
+    error = _refusal(AssetError, tmp_path / "wide.tif", bands=names, low=0, high=1, max_pixels=7_999_999)
+    assert error.code == "asset-too-big"
+    assert "8,000,000 pixels of 32 bytes" in str(error)
+    read_picture(tmp_path / "wide.tif", bands=["b0", *"-------"], low=0, high=1, max_pixels=4_000_000)
+
+
+@pytest.mark.parametrize("address", ["https://example.org/a.png", "/vsicurl/https://example.org/a.png", "s3://bucket/a.tif"])
+def test_an_address_is_no_file(address: str) -> None:
+    error = _refusal(AssetError, address)
+    assert error.code == "asset-not-found"
+    assert "download it first" in error.fix
+
+
 def test_the_limit_can_be_set(tmp_path: Path) -> None:
     Image.fromarray(_photo()).save(tmp_path / "photo.png")
     assert _refusal(AssetError, tmp_path / "photo.png", max_pixels=48 * 64 - 1).code == "asset-too-big"
