@@ -11,10 +11,10 @@ from toy import toy_pipeline
 
 from eo_batch.core.prompts import Prompt, PromptSet
 from eo_batch.core.spec import ModelSpec
-from eo_batch.models.checkpoints import write_safetensors
 from eo_batch.models.registry import load_segmenter
 from eo_batch.models.remotesam import RemoteSAM, RemoteSAMConfig
 from eo_batch.models.remotesam.segmenter import RemoteSAMSegmenter
+from eo_batch.models.weights.checkpoints import write_safetensors
 
 RGB = ("red", "green", "blue")
 SIDE = 64

@@ -201,8 +201,8 @@ def _models() -> list[Finding]:
 
 
 def _weights() -> Finding:
-    from eo_batch.models.published import published_names
     from eo_batch.models.weights import are_present, weights_folder
+    from eo_batch.models.weights.published import published_names
 
     folder = weights_folder()
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())

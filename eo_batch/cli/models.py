@@ -67,8 +67,8 @@ def show(
 ) -> None:
     """What is known about weights: where they come from, their licence, what network they make, whether they are here."""
     from eo_batch.core.errors import ModelError
-    from eo_batch.models.published import published_files, published_names
     from eo_batch.models.weights import find_weights
+    from eo_batch.models.weights.published import published_files, published_names
 
     if weights == CONTOURS:
         return _show_contours(as_json=json)
@@ -109,16 +109,16 @@ def fetch(
     if name == CONTOURS:
         return _fetch_contours(revision, yes=yes, quiet=quiet, as_json=json)
     from eo_batch.core.errors import ConfigError
-    from eo_batch.models.published import published_files
     from eo_batch.models.weights import need_libraries
+    from eo_batch.models.weights.published import published_files
 
     files = published_files(name)
     if revision is not None:
         what = f"the weights {name} are pinned: there is one commit of them"
         raise ConfigError("config-invalid", what, where="--revision", fix=f"Leave it out. It is for {CONTOURS}.")
     need_libraries("torch", "safetensors", "huggingface_hub")
-    from eo_batch.models.hub import fetch as fetch_weights
-    from eo_batch.models.hub import is_fetched
+    from eo_batch.models.weights.hub import fetch as fetch_weights
+    from eo_batch.models.weights.hub import is_fetched
 
     if not is_fetched(name):
         for file in files:
@@ -140,7 +140,7 @@ def convert(
     json: Json = False,
 ) -> None:
     """Keep the weights of a checkpoint as safetensors, without optimizer, arguments or anything that could run."""
-    from eo_batch.models.checkpoints import convert_checkpoint, find_architecture, read_config
+    from eo_batch.models.weights.checkpoints import convert_checkpoint, find_architecture, read_config
 
     architecture = find_architecture(network)
     settings = read_config(config) if config is not None else None
@@ -152,7 +152,7 @@ def convert(
 def _fetch_contours(revision: str | None, *, yes: bool, quiet: bool, as_json: bool) -> None:
     """The contour network of one commit that the user names, after its licence was shown and confirmed."""
     from eo_batch.core.errors import ConfigError
-    from eo_batch.models import contour_files
+    from eo_batch.models.contours import files as contour_files
     from eo_batch.models.weights import need_libraries
 
     if revision is None:
@@ -175,7 +175,7 @@ def _fetch_contours(revision: str | None, *, yes: bool, quiet: bool, as_json: bo
 def _contours() -> dict[str, Any]:
     """What `models list` says of the contour network."""
     from eo_batch.core.errors import ModelError
-    from eo_batch.models import contour_files
+    from eo_batch.models.contours import files as contour_files
     from eo_batch.models.weights import need_libraries
 
     fetched = contour_files.fetched_folders()
@@ -196,7 +196,7 @@ def _contours() -> dict[str, Any]:
 
 
 def _show_contours(*, as_json: bool) -> None:
-    from eo_batch.models import contour_files
+    from eo_batch.models.contours import files as contour_files
 
     published = {"repo": contour_files.REPO, "revision": "named by you", "licence": contour_files.LICENCE}
     published |= {"source": contour_files.SOURCE}
@@ -219,7 +219,7 @@ def _contour_facts(found: Any) -> dict[str, Any]:
 def _confirm(*, yes: bool) -> None:
     """Nothing is downloaded before somebody agreed; offline nothing would be."""
     from eo_batch.core.errors import ConfigError
-    from eo_batch.models.hub_client import is_offline
+    from eo_batch.models.weights.hub_client import is_offline
 
     if yes or is_offline():
         return

@@ -19,8 +19,8 @@ from typer.testing import CliRunner, Result
 
 from eo_batch.cli.main import app
 from eo_batch.core.errors import ConfigError, ModelError, PolicyError, ResourceError
-from eo_batch.models.contour_files import CONFIG, NAME, PROCESSING, RECORD, REPO, WEIGHTS, fetch_contours
 from eo_batch.models.contours import Preparation, load_contours
+from eo_batch.models.contours.files import CONFIG, NAME, PROCESSING, RECORD, REPO, WEIGHTS, fetch_contours
 from eo_batch.products.components import split_by_contour
 
 REVISION = "f91eb94" + "0" * 33
@@ -348,7 +348,7 @@ def test_an_interrupted_command_says_how_to_go_on(server: Hub, monkeypatch: pyte
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("eo_batch.models.contour_files.download", interrupted)
+    monkeypatch.setattr("eo_batch.models.contours.files.download", interrupted)
     answer = models("fetch", NAME, "--revision", REVISION, "--yes")
     assert answer.exit_code == 130
     assert f"`eo-batch models fetch directsam --revision {REVISION}` goes on from there" in answer.stderr

@@ -16,8 +16,8 @@ from models.weights_of_tests import SMALL, save, small_state, wrapped
 from safetensors import safe_open
 
 from eo_batch.core.errors import ConfigError, ModelError, PolicyError, StoreError
-from eo_batch.models.checkpoints import convert_checkpoint, find_architecture
 from eo_batch.models.weights import find_weights, load_strictly, read_weights
+from eo_batch.models.weights.checkpoints import convert_checkpoint, find_architecture
 
 REMOTESAM = find_architecture("remotesam")
 

@@ -21,11 +21,11 @@ from typer.testing import CliRunner
 
 from eo_batch.cli.main import app
 from eo_batch.core.errors import ConfigError, EoBatchError, ModelError, PolicyError
-from eo_batch.models import checkpoints, hub, weights
-from eo_batch.models import published as table
-from eo_batch.models.checkpoints import find_architecture
-from eo_batch.models.hub import fetch
-from eo_batch.models.weights import find_weights
+from eo_batch.models import weights
+from eo_batch.models.weights import checkpoints, find_weights, hub
+from eo_batch.models.weights import published as table
+from eo_batch.models.weights.checkpoints import find_architecture
+from eo_batch.models.weights.hub import fetch
 
 NETWORK = replace(find_architecture("remotesam"), name="small", published_config=SMALL.as_dict)
 TOKEN = "hf_" + "Secret0123456789Secret0123456789"
@@ -137,7 +137,7 @@ sys.path[:0] = sys.argv[2:]
 from pathlib import Path
 from models.test_weights_fetch import NETWORK
 from models.weights_of_tests import published
-from eo_batch.models.hub import fetch
+from eo_batch.models.weights.hub import fetch
 
 def wait(seconds):
     print("waiting", flush=True)

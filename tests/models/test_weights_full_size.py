@@ -19,9 +19,9 @@ from eo_batch.models.weights import load_strictly, read_weights
 FETCH = """
 import hashlib, json, sys
 from pathlib import Path
-from eo_batch.models.checkpoints import find_architecture
-from eo_batch.models.hub import fetch
-from eo_batch.models.published import PublishedFile
+from eo_batch.models.weights.checkpoints import find_architecture
+from eo_batch.models.weights.hub import fetch
+from eo_batch.models.weights.published import PublishedFile
 
 path, folder = Path(sys.argv[1]), Path(sys.argv[2])
 with path.open("rb") as file:

@@ -13,8 +13,8 @@ from torch import nn
 
 from eo_batch.core.errors import ConfigError, ModelError, PolicyError
 from eo_batch.models import weights
-from eo_batch.models.published import PUBLISHED, PublishedFile
 from eo_batch.models.weights import find_weights, load_strictly, read_weights, weights_folder
+from eo_batch.models.weights.published import PUBLISHED, PublishedFile
 
 
 def network() -> nn.Module:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from formula import remotesam_state
 
-from eo_batch.models.published import PublishedFile
 from eo_batch.models.remotesam import RemoteSAM, RemoteSAMConfig
+from eo_batch.models.weights.published import PublishedFile
 
 SMALL = RemoteSAMConfig(
     window_px=64,

@@ -18,8 +18,8 @@ from eo_batch.models.remotesam.config import RemoteSAMConfig
 from eo_batch.models.remotesam.initial import initialise
 from eo_batch.models.remotesam.network import ImageFeatures, PromptFeatures, RemoteSAM
 from eo_batch.models.remotesam.trunk import Seen
-from eo_batch.models.watch import Watch
 from eo_batch.models.weights import WeightFiles, check_tensors, load_strictly, read_weights
+from eo_batch.models.weights.watch import Watch
 
 TOLERATED = ("text_encoder.embeddings.position_ids",)
 """Keys that other versions of the text encoder wrote and that mean nothing."""

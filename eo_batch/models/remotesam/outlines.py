@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from eo_batch.core.digest import digest
 from eo_batch.core.errors import ConfigError
-from eo_batch.models.contour_files import find_contours
 from eo_batch.models.contours import ContourModel, load_contours
+from eo_batch.models.contours.files import find_contours
 
 OPTION, THRESHOLD = "contours", 0.25
 """Name of the option, and the share from which a pixel counts as outline, as RemoteSAM's authors choose it."""

@@ -103,7 +103,7 @@ before = peak()
 load_strictly(module, read_weights(Path({str(tmp_path / "one.safetensors")!r}))[0], where="here")
 print(json.dumps(peak() - before))
 """
-    from eo_batch.models.checkpoints import write_safetensors
+    from eo_batch.models.weights.checkpoints import write_safetensors
 
     write_safetensors(tmp_path / "one.safetensors", {"weight": torch.ones(8192, 8192)}, {"a": "b"})
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from eo_batch.core.errors import ModelError
-from eo_batch.models.published import VOCABULARY, published_files, published_names
-from eo_batch.models.watch import Stamp, stamp_of
+from eo_batch.models.weights.published import VOCABULARY, published_files, published_names
+from eo_batch.models.weights.watch import Stamp, stamp_of
 
 FOLDER_VARIABLE = "EO_BATCH_WEIGHTS"
 SUFFIX = ".safetensors"

@@ -20,10 +20,6 @@ from urllib.parse import urlsplit
 
 from eo_batch.core.errors import ConfigError, ModelError, PolicyError
 from eo_batch.core.hrefs import redact
-from eo_batch.models.checkpoints import Architecture, Listener, convert_checkpoint, find_architecture
-from eo_batch.models.disk import check_space, disk_error, sync_folder, whole_file
-from eo_batch.models.hub_client import discreet, hub_endpoint, is_offline, transport_errors
-from eo_batch.models.published import PublishedFile, published_files
 from eo_batch.models.weights import (
     READ_BYTES,
     SUFFIX,
@@ -34,6 +30,10 @@ from eo_batch.models.weights import (
     read_metadata,
     weights_folder,
 )
+from eo_batch.models.weights.checkpoints import Architecture, Listener, convert_checkpoint, find_architecture
+from eo_batch.models.weights.disk import check_space, disk_error, sync_folder, whole_file
+from eo_batch.models.weights.hub_client import discreet, hub_endpoint, is_offline, transport_errors
+from eo_batch.models.weights.published import PublishedFile, published_files
 from eo_batch.version import __version__
 
 TRIES = 5

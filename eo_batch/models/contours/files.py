@@ -20,11 +20,6 @@ from typing import Any
 from eo_batch.core.digest import canonical_json
 from eo_batch.core.errors import ConfigError, ModelError, PolicyError
 from eo_batch.core.hrefs import redact
-from eo_batch.models.checkpoints import Listener
-from eo_batch.models.disk import disk_error, whole_file
-from eo_batch.models.hub import Hub, alone, download
-from eo_batch.models.hub_client import discreet, hub_endpoint, is_offline, transport_errors
-from eo_batch.models.published import PublishedFile
 from eo_batch.models.weights import (
     CONFIG_BYTES,
     file_sha256,
@@ -34,6 +29,11 @@ from eo_batch.models.weights import (
     regular_file,
     weights_folder,
 )
+from eo_batch.models.weights.checkpoints import Listener
+from eo_batch.models.weights.disk import disk_error, whole_file
+from eo_batch.models.weights.hub import Hub, alone, download
+from eo_batch.models.weights.hub_client import discreet, hub_endpoint, is_offline, transport_errors
+from eo_batch.models.weights.published import PublishedFile
 from eo_batch.version import __version__
 
 NAME = "directsam"

@@ -20,7 +20,6 @@ from typing import Any
 
 from eo_batch.core.digest import canonical_json
 from eo_batch.core.errors import ConfigError, EoBatchError, ModelError, PolicyError
-from eo_batch.models.disk import whole_file
 from eo_batch.models.weights import (
     ALIGNED_BYTES,
     CONFIG_BYTES,
@@ -34,6 +33,7 @@ from eo_batch.models.weights import (
     parse_config,
     regular_file,
 )
+from eo_batch.models.weights.disk import whole_file
 
 Listener = Callable[[str, int, int], None]
 """Called with what is done, how much of it is done, and how much there is, in bytes."""

@@ -21,7 +21,7 @@ from PIL import Image
 
 from eo_batch.core.digest import digest
 from eo_batch.core.errors import ModelError, ResourceError
-from eo_batch.models.contour_files import CONFIG, PROCESSING, ContourFiles, find_contours
+from eo_batch.models.contours.files import CONFIG, PROCESSING, ContourFiles, find_contours
 from eo_batch.models.weights import need_libraries, read_weights
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
