@@ -32,6 +32,12 @@ from eo_batch.models.remotesam.phrases import find_positions
         ("the only bridge", ("the only",)),
         ("the last carriage", ("last",)),
         ("runway in the south-west", ("in the south-west",)),
+        ("the ship in the NE", ("in the ne",)),
+        ("top of the image", ("top of the image",)),
+        ("the left one", ("left one",)),
+        ("ships in the foreground", ("in the foreground",)),
+        ("the larger ship", ("the larger",)),
+        ("the other plane", ("the other",)),
     ],
 )
 def test_a_place_in_the_picture_is_found(text: str, phrases: tuple[str, ...]) -> None:
@@ -57,6 +63,18 @@ def test_a_place_in_the_picture_is_found(text: str, phrases: tuple[str, ...]) ->
         "at least one car",
         "westbound traffic",
         "leftover snow",
+        "left-hand traffic road",
+        "left turn lane",
+        "solar panel on top of a roof",
+        "flat top roof",
+        "upper deck",
+        "first aid station",
+        "second home",
+        "fields in lower Saxony",
+        "houses in South Africa",
+        "the west bank",
+        "nearest neighbour",
+        "Centre Pompidou",
     ],
 )
 def test_other_words_are_left_alone(text: str) -> None:
