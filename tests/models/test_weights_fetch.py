@@ -160,6 +160,25 @@ def test_a_killed_process_leaves_what_it_had_to_the_next_one(get, server, origin
     assert [asked.range for asked in server.bodies_of("Small.pth")] == ["", f"bytes={left}-"]
 
 
+def test_what_a_killed_conversion_left_is_swept_and_nothing_else(get):
+    get.folder.mkdir()
+    (get.folder / f".small.safetensors.{'0a' * 16}.tmp").write_bytes(bytes(1000))
+    (get.folder / ".notes.tmp").write_text("mine")
+    get()
+    assert [name for name in names(get.folder) if name.endswith(".tmp")] == [".notes.tmp"]
+
+
+@pytest.mark.parametrize("proxy", ["socks5://user:pass-of-user@127.0.0.1:9", "nonsense://user:pass-of-user@127.0.0.1:9"])
+def test_a_proxy_that_cannot_be_used_is_told_without_its_password(get, monkeypatch, proxy):
+    from huggingface_hub import close_session
+
+    close_session()
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(ConfigError, match=r"proxy cannot be used.*ALL_PROXY") as caught:
+        get()
+    assert "pass-of-user" not in str(caught.value)
+
+
 def test_a_download_that_ended_before_its_conversion_is_not_asked_for_again(get, server, monkeypatch):
     def interrupted(*args, **options):
         raise KeyboardInterrupt

@@ -31,7 +31,7 @@ from eo_batch.models.weights import (
     weights_folder,
 )
 from eo_batch.models.weights.checkpoints import Architecture, Listener, convert_checkpoint, find_architecture
-from eo_batch.models.weights.disk import check_space, disk_error, sync_folder, whole_file
+from eo_batch.models.weights.disk import check_space, disk_error, sweep, sync_folder, whole_file
 from eo_batch.models.weights.hub_client import discreet, hub_endpoint, is_offline, transport_errors
 from eo_batch.models.weights.published import PublishedFile, published_files
 from eo_batch.version import __version__
@@ -347,6 +347,7 @@ def alone(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             what, fix = "another fetch is at work here", "Wait until it has ended."
             raise ConfigError("config-invalid", what, where=str(folder), fix=fix) from None
+        sweep(folder)
         yield
     finally:
         os.close(descriptor)

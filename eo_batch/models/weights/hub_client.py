@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from eo_batch.core.errors import ConfigError
+from eo_batch.core.hrefs import redact
 from eo_batch.core.logs import redacted_logs
 
 HUB = "https://huggingface.co"
@@ -56,11 +57,20 @@ def transport_errors() -> tuple[type[Exception], ...]:
 
 @contextmanager
 def discreet() -> Iterator[None]:
-    """Nothing about this machine is told to the hub, no signed address to a log, and no bar is drawn but ours."""
+    """Nothing about this machine is told to the hub, no signed address to a log, and no bar is drawn but ours.
+
+    Raises
+    ------
+    ConfigError : `config-invalid`: the environment names a proxy that cannot be used.
+    """
     from huggingface_hub import constants, get_session
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    get_session()  # its libraries have their loggers from here on
+    try:
+        get_session()  # its libraries have their loggers from here on
+    except (ImportError, ValueError) as error:
+        why, fix = redact(" ".join(str(error).split()))[:200], "Change or unset HTTP_PROXY, HTTPS_PROXY or ALL_PROXY."
+        raise ConfigError("config-invalid", "this proxy cannot be used", where="environment", why=why, fix=fix) from None
     telemetry_off, draws_bars = constants.HF_HUB_DISABLE_TELEMETRY, not are_progress_bars_disabled()
     constants.HF_HUB_DISABLE_TELEMETRY = True
     if draws_bars:
