@@ -116,7 +116,7 @@ def fetch(
     if revision is not None:
         what = f"the weights {name} are pinned: there is one commit of them"
         raise ConfigError("config-invalid", what, where="--revision", fix=f"Leave it out. It is for {CONTOURS}.")
-    need_libraries("torch", "safetensors", "huggingface_hub")
+    need_libraries("torch", "transformers", "safetensors", "huggingface_hub")
     from eo_batch.models.weights.hub import fetch as fetch_weights
     from eo_batch.models.weights.hub import is_fetched
 

@@ -271,6 +271,13 @@ def test_too_small_a_disk_is_refused_before_the_first_byte(convert, tmp_path, mo
         convert()
 
 
+@pytest.mark.parametrize("missing", ["torch", "transformers", "safetensors"])
+def test_without_its_libraries_convert_says_what_to_install(convert, state, monkeypatch, missing):
+    monkeypatch.setattr("eo_batch.models.weights.find_spec", lambda name: None if name == missing else object())
+    with pytest.raises(ModelError, match=f"needs {missing}: not installed"):
+        convert(wrapped(state))
+
+
 def test_sizes_that_fit_no_network_are_a_config_error(tmp_path, state):
     source = save(tmp_path / "given.pth", {"model": state})
     with pytest.raises(ConfigError):

@@ -479,8 +479,9 @@ def test_convert_takes_the_sizes_of_a_network_from_a_file(command, originals, tm
     assert "config-invalid" in answer.stderr
 
 
-def test_without_torch_fetch_says_what_to_install_before_anything_else(command, server, monkeypatch):
-    monkeypatch.setattr(weights, "find_spec", lambda name: None if name == "torch" else object())
+@pytest.mark.parametrize("missing", ["torch", "transformers"])
+def test_without_its_libraries_fetch_says_what_to_install_before_anything_else(command, server, monkeypatch, missing):
+    monkeypatch.setattr(weights, "find_spec", lambda name: None if name == missing else object())
     answer = command("fetch", "small", "--yes")
     assert answer.exit_code == 2
     assert 'Run: pip install "eo-batch[models]"' in answer.stderr

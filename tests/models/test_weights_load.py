@@ -230,7 +230,7 @@ def test_weights_are_kept_where_the_variable_says_else_in_the_cache_of_the_user(
 def test_without_torch_the_advice_is_the_extra_that_brings_it(tmp_path, monkeypatch):
     path = written(tmp_path / "a.safetensors", architecture="toy", config="{}")
     monkeypatch.setattr(weights, "find_spec", lambda name: None if name == "torch" else object())
-    with pytest.raises(ModelError, match=r'not installed: torch\. Run: pip install "eo-batch\[models\]"'):
+    with pytest.raises(ModelError, match=r'needs torch: not installed\. Run: pip install "eo-batch\[models\]"'):
         read_weights(path)
     assert find_weights(path).architecture == "toy", "the description needs no torch"
 

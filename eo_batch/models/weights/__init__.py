@@ -265,8 +265,8 @@ def need_libraries(*names: str) -> None:
     """
     missing = [name for name in names if find_spec(name) is None]
     if missing:
-        said = f"not installed: {', '.join(missing)}"
-        raise ModelError("model-load", "networks need libraries that are", why=said, fix='Run: pip install "eo-batch[models]"')
+        what = f"a network needs {', '.join(missing)}: not installed"
+        raise ModelError("model-load", what, fix='Run: pip install "eo-batch[models]"')
 
 
 def regular_file(path: Path) -> int:

@@ -158,7 +158,7 @@ def convert_checkpoint(
     ConfigError : `config-invalid`: `target` exists.
     StoreError : `disk-full`, `store-denied`, `store-unreachable`.
     """
-    need_libraries("torch", "safetensors")
+    need_libraries("torch", "transformers", "safetensors")
     target = source.with_suffix(SUFFIX) if target is None else target
     if target.exists() and not replaces:
         raise ConfigError("config-invalid", "is there already", where=str(target), fix="Remove it, or choose another --out.")

@@ -73,7 +73,7 @@ def fetch(
     PolicyError : `weights-hash`: not the pinned file (what was loaded is removed); `weights-unsafe`.
     StoreError : `disk-full`, `store-denied`, `store-unreachable`.
     """
-    need_libraries("torch", "safetensors", "huggingface_hub")
+    need_libraries("torch", "transformers", "safetensors", "huggingface_hub")
     files = published_files(name) if files is None else files
     architecture = find_architecture(name) if architecture is None else architecture
     folder = weights_folder() / name if folder is None else folder
