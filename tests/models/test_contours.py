@@ -86,6 +86,16 @@ def test_the_same_image_gives_the_same_bytes(saved: Path) -> None:
     assert np.array_equal(model.contour(image[:, ::-1]), model.contour(image[:, ::-1].copy()))
 
 
+def test_weights_that_are_written_into_after_loading_change_nothing(folder: Path) -> None:
+    model = load_contours(folder)
+    before = model.contour(picture())
+    path = folder / "model.safetensors"
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(bytes(1000))
+    np.testing.assert_array_equal(model.contour(picture()), before)
+
+
 def test_weights_of_half_precision_are_used_in_single_precision(folder: Path, saved: Path) -> None:
     half = {name: t.half() if t.is_floating_point() else t for name, t in load_file(saved / WEIGHTS).items()}
     save_file(half, folder / WEIGHTS)

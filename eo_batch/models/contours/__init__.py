@@ -23,6 +23,7 @@ from eo_batch.core.digest import digest
 from eo_batch.core.errors import ModelError, ResourceError
 from eo_batch.models.contours.files import CONFIG, PROCESSING, ContourFiles, find_contours
 from eo_batch.models.weights import need_libraries, read_weights
+from eo_batch.models.weights.watch import Watch
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet, per channel; where `preprocessor_config.json` does not say otherwise."""
@@ -152,6 +153,7 @@ def load_contours(name_or_path: str | os.PathLike[str], *, device: str = "cpu") 
     ModelError : `weights-missing`; `model-load`: missing libraries, no such network, keys or shapes that do not agree, numbers
         that are not finite.
     PolicyError : `weights-hash`.
+    IntegrityError : `weights-altered`: they changed while they were loaded.
     ResourceError : `no-gpu`.
     """
     need_libraries("torch", "transformers", "safetensors")
@@ -178,10 +180,14 @@ def _network(files: ContourFiles) -> Any:
     if expected != found:
         why = f"{found:,} numbers instead of {expected:,}"
         raise _unfit("the weights are not those of the network in config.json", where=where, why=why)
-    for name, tensor in tensors.items():
+    single = {  # copies: nobody can change them by writing into the file
+        name: tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+        for name, tensor in tensors.items()
+    }
+    Watch(files.weights, files.stamp)  # they are those that the sha256 is of
+    for name, tensor in single.items():
         if not bool(torch.isfinite(tensor).all()):
             raise _unfit(f"{name[:100]} holds NaN or infinite numbers", where=where)
-    single = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     with _quiet():  # it reports in a table what becomes an error here
         try:
             network, report = SegformerForSemanticSegmentation.from_pretrained(

@@ -34,6 +34,7 @@ from eo_batch.models.weights.disk import disk_error, whole_file
 from eo_batch.models.weights.hub import Hub, alone, download
 from eo_batch.models.weights.hub_client import discreet, hub_endpoint, is_offline, transport_errors
 from eo_batch.models.weights.published import PublishedFile
+from eo_batch.models.weights.watch import Stamp, stamp_of
 from eo_batch.version import __version__
 
 NAME = "directsam"
@@ -60,12 +61,14 @@ class ContourFiles:
     config : sizes of the network, as in `config.json`.
     processing : what is done to an image first, as in `preprocessor_config.json`.
     sha256 : of `weights`.
+    stamp : of `weights` before their sha256 was made.
     """
 
     weights: Path
     config: Mapping[str, Any]
     processing: Mapping[str, Any]
     sha256: str
+    stamp: Stamp
 
 
 def find_contours(name_or_path: str | os.PathLike[str]) -> ContourFiles:
@@ -82,7 +85,11 @@ def find_contours(name_or_path: str | os.PathLike[str]) -> ContourFiles:
     PolicyError : `weights-hash`: a fetched file is not what it was when it was fetched.
     """
     folder = _fetched_folder() if str(name_or_path) in (NAME, REPO) else local_path(str(name_or_path))
-    sums = {name: file_sha256(folder / name) for name in (CONFIG, PROCESSING, WEIGHTS) if regular_file(folder / name) >= 0}
+    names = (CONFIG, PROCESSING, WEIGHTS)
+    for name in names:
+        regular_file(folder / name)
+    stamp = stamp_of(folder / WEIGHTS)
+    sums = {name: file_sha256(folder / name) for name in names}
     record = folder / RECORD
     if record.exists():
         known = _read_json(record).get("files", {})
@@ -90,7 +97,7 @@ def find_contours(name_or_path: str | os.PathLike[str]) -> ContourFiles:
             if known.get(name) != found:
                 fix = f"Remove {folder} and fetch the weights again."
                 raise PolicyError("weights-hash", "is not what was fetched", where=str(folder / name), fix=fix)
-    return ContourFiles(folder / WEIGHTS, _read_json(folder / CONFIG), _read_json(folder / PROCESSING), sums[WEIGHTS])
+    return ContourFiles(folder / WEIGHTS, _read_json(folder / CONFIG), _read_json(folder / PROCESSING), sums[WEIGHTS], stamp)
 
 
 def fetch_contours(
