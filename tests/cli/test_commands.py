@@ -9,30 +9,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import geopandas
 import numpy as np
 import pytest
 import rasterio
 import xarray
+from commandline import invoke, told
 from toy import make_toy, toy_pipeline
-from typer.testing import CliRunner
-
-from eo_batch.cli.main import app
-
-
-def invoke(*arguments: object) -> tuple[int, str, str]:
-    """(exit status, stdout, stderr) of a command in this process."""
-    answer = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    return answer.exit_code, answer.stdout, answer.stderr
-
-
-def told(*arguments: object) -> Any:
-    """The object that a command prints with --json."""
-    status, out, err = invoke(*arguments, "--json")
-    assert status == 0, err
-    return json.loads(out)
 
 
 @pytest.fixture(scope="module")

@@ -6,16 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from commandline import invoke
 
-from eo_batch.cli.main import app
 from eo_batch.cli.pipelines import packaged_pipelines, pipeline_path
 from eo_batch.core.errors import ConfigError
-
-
-def invoke(*arguments: str) -> tuple[int, str, str]:
-    answer = CliRunner().invoke(app, list(arguments))
-    return answer.exit_code, answer.stdout, answer.stderr
 
 
 def test_shown_pipeline_is_the_file_itself() -> None:

@@ -6,12 +6,12 @@ import json
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any
 
 import geopandas
 import numpy as np
 import pytest
 import shapely
+from commandline import invoke, told
 from PIL import Image
 from toy import make_toy
 from typer.testing import CliRunner
@@ -21,18 +21,6 @@ from eo_batch.cli.main import app
 from eo_batch.core.errors import ConfigError
 from eo_batch.run.driver import start_run
 from eo_batch.run.request import load_pipeline
-
-
-def invoke(*arguments: object) -> tuple[int, str, str]:
-    """(exit status, stdout, stderr) of a command in this process."""
-    answer = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    return answer.exit_code, answer.stdout, answer.stderr
-
-
-def told(*arguments: object) -> Any:
-    status, out, err = invoke(*arguments, "--json")
-    assert status == 0, err
-    return json.loads(out)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import commandline
 import numpy as np
 import pytest
 import rasterio
@@ -18,9 +19,8 @@ from eo_batch.sources.picture import MAX_PIXELS
 
 
 def invoke(*arguments: object) -> tuple[int, str, str]:
-    """(exit status, stdout, stderr) of a command in this process."""
-    answer = CliRunner().invoke(app, ["segment", *map(str, arguments)])
-    return answer.exit_code, answer.stdout, answer.stderr
+    """(exit status, stdout, stderr) of `eo-batch segment` in this process."""
+    return commandline.invoke("segment", *arguments)
 
 
 @pytest.fixture

@@ -220,6 +220,7 @@ def test_more_leftovers_than_the_file_has_are_thrown_away_first(get, files):
     get.folder.mkdir()
     (get.folder / "Small.pth.partial").write_bytes(bytes(files[0].bytes + 1))
     get()
+    assert names(get.folder) == ["small.safetensors", "small.safetensors.sha256", "vocab.txt"]
 
 
 def test_wrong_bytes_are_never_used(get, server):
