@@ -6,7 +6,7 @@ per window, whatever the number of prompts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -41,6 +41,7 @@ class SegmenterInfo:
     call_bytes : memory of one call beside that, whatever the number of windows, once per worker.
     pixel_bytes, prompt_pixel_bytes : memory while a batch is worked on, per pixel of its windows, and the same per prompt;
         without the input batch itself and the logits.
+    feature_bytes : what `FeatureKeeper.dump_features` gives of one window, about; 0: features of this segmenter cannot be kept.
     """
 
     name: str
@@ -58,6 +59,7 @@ class SegmenterInfo:
     call_bytes: int = 0
     pixel_bytes: int = 0
     prompt_pixel_bytes: int = 0
+    feature_bytes: int = 0
 
     def memory_bytes(self, *, bands: int, prompts: int, window_px: int, batch: int) -> int:
         """Estimated peak memory in bytes of one call with `batch` windows, input and logits included."""
@@ -101,6 +103,32 @@ class Segmenter(Protocol):
 
 
 @runtime_checkable
+class FeatureKeeper(Protocol):
+    """A segmenter whose image features can be written down and read back, so that further prompts need `decode` alone.
+
+    `decode` gives the same bytes for what `load_features` made as for what `encode_images` gave, whatever windows are put
+    together. Only a segmenter with `info.feature_bytes` above 0 is asked.
+    """
+
+    def dump_features(self, image_features: Any) -> list[dict[str, NDArray[Any]]]:
+        """Named arrays of each window of the batch, in order: all that `decode` needs of that window, and no more.
+
+        Dtypes are numpy's own numbers and bool; what numpy does not have (bfloat16) is given bit for bit as unsigned integers.
+        A window that stands in a batch twice is given twice.
+        """
+        ...
+
+    def load_features(self, windows: Sequence[Mapping[str, NDArray[Any]]]) -> Any:
+        """Image features, as `encode_images` gives them, of windows from any batches, in this order.
+
+        Parameters
+        ----------
+        windows : as `dump_features` gave them; the arrays may be read-only, and the same window may stand here twice.
+        """
+        ...
+
+
+@runtime_checkable
 class Explainer(Protocol):
     """A segmenter that can say in words how it will answer."""
 
@@ -121,6 +149,11 @@ class Warner(Protocol):
         sees_whole : it will see all there is in one window, as with a single image.
         """
         ...
+
+
+def feature_keeper(segmenter: Segmenter) -> FeatureKeeper | None:
+    """The segmenter as one whose image features can be kept; None where they cannot."""
+    return segmenter if isinstance(segmenter, FeatureKeeper) and segmenter.info.feature_bytes > 0 else None
 
 
 def prompt_warnings(segmenter: Segmenter, prompts: PromptSet, *, sees_whole: bool = False) -> tuple[str, ...]:
