@@ -35,7 +35,7 @@ def pure_seconds(context, windows: int, workers: int) -> float:
     images = np.random.default_rng(1).random((spec.model.batch, len(spec.source.bands), side, side), np.float32)
 
     def call(_: int) -> None:
-        context.segmenter.decode(context.segmenter.encode_images(images), context.prompt_features)
+        context.answers.segmenter.decode(context.answers.segmenter.encode_images(images), context.answers.prompt_features)
 
     call(0)
     start = time.perf_counter()
@@ -70,7 +70,7 @@ def main() -> None:
         request = load_pipeline(pipeline)
         inputs = make_inputs_of(request)
         context = make_context(Store(folder / "probe"), inputs)
-        plan = make_plan(inputs, context.segmenter, workers=chosen.workers)
+        plan = make_plan(inputs, context.answers.segmenter, workers=chosen.workers)
         seconds: dict[str, float] = {}
 
         def listen(event: Event) -> None:

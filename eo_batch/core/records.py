@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from eo_batch.core.digest import digest
 from eo_batch.core.grid import Chunk
 
-FORMAT = 1
+FORMAT = 2
 """Layout of the run directory. A newer one is refused, an older one is read only."""
 ALGORITHM = 2
 """Number of the rules that decide bytes (lattice, filling, blending, resampling, tracing). No run of another number resumes."""

@@ -20,7 +20,7 @@ from eo_batch.core.hrefs import redact
 from eo_batch.core.records import ChunkFailure, ChunkReceipt
 from eo_batch.models.inference import probe_segmenter
 from eo_batch.models.registry import load_segmenter
-from eo_batch.models.segmenter import Segmenter, prompt_warnings
+from eo_batch.models.segmenter import prompt_warnings
 from eo_batch.outputs.cube import create_cube
 from eo_batch.outputs.store import Store
 from eo_batch.run.events import Event, Listener, silent
@@ -29,6 +29,7 @@ from eo_batch.run.lease import Lease, acquire, check_free
 from eo_batch.run.ledger import put_failure, receipt_keys
 from eo_batch.run.manifest import (
     RunInputs,
+    SegmenterIdentity,
     check_resumable,
     check_same_request,
     read_inputs,
@@ -134,8 +135,9 @@ def start_run(
     plan.check()
     with acquire(store) as lease:
         _refuse_run(store, request)  # another driver may have begun during the search
-        write_inputs(store, inputs, segmenter_digest=segmenter.info.digest, version=__version__)
-        return _conduct(store, inputs, segmenter, lease, executor, workers, allow_failed, listener, began)
+        identity = SegmenterIdentity(segmenter.info.name, segmenter.info.digest)
+        write_inputs(store, inputs, segmenter=identity, version=__version__)
+        return conduct(store, inputs, identity, lease, executor, workers, allow_failed, listener, began)
 
 
 def resume_run(
@@ -169,17 +171,18 @@ def resume_run(
         manifest = read_manifest(store)
         if manifest is not None:
             check_resumable(manifest, inputs, segmenter_digest=segmenter.info.digest)
-        write_inputs(store, inputs, segmenter_digest=segmenter.info.digest, version=__version__)
+        identity = SegmenterIdentity(segmenter.info.name, segmenter.info.digest)
+        write_inputs(store, inputs, segmenter=identity, version=__version__)
         if repair:
             for text in requeue_damaged(store, inputs):
                 listener(Event("warning", text))
-        return _conduct(store, inputs, segmenter, lease, executor, workers, allow_failed, listener, began)
+        return conduct(store, inputs, identity, lease, executor, workers, allow_failed, listener, began)
 
 
-def _conduct(
+def conduct(
     store: Store,
     inputs: RunInputs,
-    segmenter: Segmenter,
+    segmenter: SegmenterIdentity,
     lease: Lease,
     kind: str | None,
     workers: int | None,
@@ -187,7 +190,13 @@ def _conduct(
     listener: Listener,
     began: float,
 ) -> RunSummary:
-    """Everything between frozen inputs and the summary."""
+    """Everything between frozen inputs and the summary: compute what is missing, merge, publish.
+
+    Parameters
+    ----------
+    segmenter : who answers, for the attributes of the results; nothing is loaded here.
+    began : when the command began, `time.monotonic`.
+    """
     spec = inputs.request.spec
     done = _finished(store, inputs, began)
     if done is not None:
@@ -207,7 +216,7 @@ def _conduct(
     complete = False
     if not interrupted and counts["failed"] <= allow_failed and not ledger.unfinished:
         lease.check()
-        marker = merge_and_publish(store, inputs, segmenter.info, failed=counts["failed"], lease=lease, listener=listener)
+        marker = merge_and_publish(store, inputs, segmenter, failed=counts["failed"], lease=lease, listener=listener)
         rows, counts, complete = marker["footprints"], marker["chunks"], True
     if interrupted:
         finished = counts["done"] + counts["empty"]
@@ -345,7 +354,7 @@ def _refuse_foreign(store: Store) -> None:
         raise ConfigError("config-invalid", f'the folder holds other files, such as "{foreign}"', where=str(store.root), fix=fix)
 
 
-def _create_cube(store: Store, inputs: RunInputs, segmenter: Segmenter) -> None:
+def _create_cube(store: Store, inputs: RunInputs, segmenter: SegmenterIdentity) -> None:
     spec = inputs.request.spec
     create_cube(
         store,
@@ -355,7 +364,7 @@ def _create_cube(store: Store, inputs: RunInputs, segmenter: Segmenter) -> None:
         scores=spec.output.scores,
         attributes={
             "title": spec.name,
-            "model": segmenter.info.name,
+            "model": segmenter.name,
             "source_licence": inputs.request.catalog.licence,
             "software": f"eo-batch {__version__}",
         },

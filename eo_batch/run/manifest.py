@@ -38,6 +38,14 @@ class RunInputs:
         return ny * nx * len(self.steps)
 
 
+@dataclass(frozen=True)
+class SegmenterIdentity:
+    """What a run keeps of the segmenter that answered: all that is needed to go on without loading it."""
+
+    name: str
+    digest: str
+
+
 def make_inputs(request: Request, documents: Any, *, notes: list[str] | None = None) -> RunInputs:
     """Inputs of a request and its frozen STAC documents: a pure function, the same on every machine.
 
@@ -53,16 +61,16 @@ def make_inputs(request: Request, documents: Any, *, notes: list[str] | None = N
     return RunInputs(request, items, grid, region, time_steps(items, request.spec.time))
 
 
-def write_inputs(store: Store, inputs: RunInputs, *, segmenter_digest: str, version: str) -> None:
+def write_inputs(store: Store, inputs: RunInputs, *, segmenter: SegmenterIdentity, version: str) -> None:
     """Write `request.json`, `items.parquet`, `manifest.json`, in this order; existing equal files stay."""
     store.create("request.json", inputs.request.to_json())
     frozen = items_to_parquet(inputs.items)
     if not store.exists("items.parquet"):
         store.put("items.parquet", frozen)
-    store.create("manifest.json", canonical_json(manifest_of(store, inputs, segmenter_digest=segmenter_digest, version=version)))
+    store.create("manifest.json", canonical_json(manifest_of(store, inputs, segmenter=segmenter, version=version)))
 
 
-def manifest_of(store: Store, inputs: RunInputs, *, segmenter_digest: str, version: str) -> dict[str, Any]:
+def manifest_of(store: Store, inputs: RunInputs, *, segmenter: SegmenterIdentity, version: str) -> dict[str, Any]:
     """The manifest as JSON values. No secrets, no clock."""
     grid = inputs.grid
     body = {
@@ -75,7 +83,8 @@ def manifest_of(store: Store, inputs: RunInputs, *, segmenter_digest: str, versi
         "items_file": sha256(store.get("items.parquet")),
         "item_count": len(inputs.items),
         "prompts": [[prompt.id, prompt.text, prompt.threshold] for prompt in inputs.request.spec.prompt_set],
-        "segmenter": segmenter_digest,
+        "segmenter": segmenter.digest,
+        "segmenter_name": segmenter.name,
         "batch": inputs.request.spec.model.batch,
         "grid": {
             "crs": grid.crs,
@@ -170,14 +179,25 @@ def read_manifest(store: Store) -> dict[str, Any] | None:
     return manifest
 
 
+def identity_of(manifest: dict[str, Any]) -> SegmenterIdentity:
+    """Who answered, from the manifest of a run of this format."""
+    return SegmenterIdentity(manifest["segmenter_name"], manifest["segmenter"])
+
+
 def check_resumable(manifest: dict[str, Any], inputs: RunInputs, *, segmenter_digest: str) -> None:
     """Refuse to continue a run with other code, weights or items.
 
     Raises
     ------
-    ResumeError : `code-changed` or `weights-changed`.
+    ResumeError : `format-older`, `code-changed` or `weights-changed`.
     IntegrityError : `receipt-mismatch`: its items were lost, and searching again found others.
     """
+    if manifest["format"] < FORMAT:
+        raise ResumeError(
+            "format-older",
+            f"the run uses format {manifest['format']}, which this eo-batch (format {FORMAT}) can read but not continue",
+            fix="Continue with the version that started it, or start a new run.",
+        )
     if manifest["algorithm"] != ALGORITHM:
         raise ResumeError(
             "code-changed",

@@ -9,7 +9,6 @@ from typing import Any
 from eo_batch.core.digest import ListDigest, canonical_json, sha256
 from eo_batch.core.errors import IntegrityError
 from eo_batch.core.grid import Chunk
-from eo_batch.models.segmenter import SegmenterInfo
 from eo_batch.outputs.cube import header_paths
 from eo_batch.outputs.footprints import merge_parts
 from eo_batch.outputs.stac import write_stac
@@ -17,12 +16,12 @@ from eo_batch.outputs.store import Store
 from eo_batch.run.events import Event, Listener
 from eo_batch.run.lease import Lease
 from eo_batch.run.ledger import failures, get_receipt, receipt_keys
-from eo_batch.run.manifest import RunInputs, read_manifest
+from eo_batch.run.manifest import RunInputs, SegmenterIdentity, read_manifest
 from eo_batch.version import __version__
 
 
 def merge_and_publish(
-    store: Store, inputs: RunInputs, info: SegmenterInfo, *, failed: int, lease: Lease, listener: Listener
+    store: Store, inputs: RunInputs, segmenter: SegmenterIdentity, *, failed: int, lease: Lease, listener: Listener
 ) -> dict[str, Any]:
     """Make `footprints.parquet`, `stac/` and, last, `COMPLETE.json`; the content of the marker.
 
@@ -56,7 +55,7 @@ def merge_and_publish(
         items=inputs.items,
         scores=spec.output.scores,
         licence=inputs.request.catalog.licence,
-        model={"name": info.name, "digest": info.digest, "window_px": inputs.grid.window_px},
+        model={"name": segmenter.name, "digest": segmenter.digest, "window_px": inputs.grid.window_px},
         software={"eo-batch": __version__},
     )
     marker = marker_of(store, inputs, failed=failed, rows=merged.rows)

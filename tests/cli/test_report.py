@@ -125,7 +125,7 @@ def test_ctrl_c_says_of_a_run_what_is_true_of_it(tmp_path: Path, monkeypatch: py
 
     assert "nothing is computed yet" in interrupt("eo_batch.run.driver.make_inputs_of")
     assert not (out / "request.json").exists()
-    assert f"`eo-batch resume {out}` goes on from there" in interrupt("eo_batch.run.driver._conduct")
+    assert f"`eo-batch resume {out}` goes on from there" in interrupt("eo_batch.run.driver.conduct")
     assert CliRunner().invoke(main, ["resume", str(out)]).exit_code == 0
 
 

@@ -17,7 +17,7 @@ from eo_batch.core.errors import AssetError, CatalogError, ConfigError, Integrit
 from eo_batch.core.prompts import PromptSet
 from eo_batch.models.probe import WindowMean
 from eo_batch.outputs.store import Store
-from eo_batch.run import driver, task
+from eo_batch.run import answers, driver
 from eo_batch.run.driver import resume_run, start_run
 from eo_batch.run.events import Event
 from eo_batch.run.lease import acquire
@@ -250,7 +250,7 @@ class NotFinite(WindowMean):
 
 
 def test_scores_that_are_not_finite_never_become_a_mask(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task, "load_segmenter", lambda model, bands: NotFinite(tuple(bands)))
+    monkeypatch.setattr(answers, "load_segmenter", lambda model, bands: NotFinite(tuple(bands)))
     out = tmp_path / "run"
     summary = start_run(load(toy), out, executor="serial")
     assert summary.exit_status == 3

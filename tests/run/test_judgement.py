@@ -12,7 +12,7 @@ from toy import make_toy, toy_pipeline
 
 from eo_batch.core.errors import ResumeError
 from eo_batch.models.probe import WindowMean
-from eo_batch.run import driver, task
+from eo_batch.run import answers, driver
 from eo_batch.run.driver import resume_run, start_run
 from eo_batch.run.events import Event
 from eo_batch.run.plan import make_inputs_of
@@ -47,7 +47,7 @@ class Leaking(WindowMean):
 
 
 def test_unexpected_failures_keep_secrets_to_themselves(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task, "load_segmenter", lambda model, bands: Leaking(tuple(bands)))
+    monkeypatch.setattr(answers, "load_segmenter", lambda model, bands: Leaking(tuple(bands)))
     events: list[Event] = []
     summary = start_run(load_pipeline(toy / "pipeline.toml"), toy / "run", executor="serial", listener=events.append)
     assert summary.failed == summary.total
@@ -57,7 +57,7 @@ def test_unexpected_failures_keep_secrets_to_themselves(toy: Path, monkeypatch: 
 
 
 def test_the_same_unexpected_failure_again_and_again_is_told_as_a_bug(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(task, "load_segmenter", lambda model, bands: Leaking(tuple(bands)))
+    monkeypatch.setattr(answers, "load_segmenter", lambda model, bands: Leaking(tuple(bands)))
     monkeypatch.setattr(driver, "STOP_AFTER_EQUAL", 3)
     with pytest.raises(RuntimeError, match="cannot read"):
         start_run(load_pipeline(toy / "pipeline.toml"), toy / "run", executor="serial")
