@@ -24,6 +24,7 @@ TEMPORARY = ".partial"
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
 _Result = TypeVar("_Result")
 
 
@@ -78,6 +79,32 @@ class Store:
         finally:
             with suppress(OSError):
                 self._unlink(temporary)
+
+    def adopt(self, path: str, source: Store) -> None:
+        """Have the file `path` of `source` here too, under the same path, replacing what was there in one step.
+
+        A hard link where both are on one file system that has them, so that it takes no space; otherwise a copy. Files of a
+        run are replaced and never written to, so what becomes of one run changes nothing in the other.
+
+        Raises
+        ------
+        FileNotFoundError : `source` has no such file.
+        StoreError, PolicyError : as `put`; what was here is untouched.
+        """
+        origin = source.local_path(path)
+        if not source.exists(path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        temporary, final = self._prepare(path, needed=0)
+        try:
+            with self._guard(path):
+                if self._try_link(origin, temporary):
+                    self._rename(temporary, final)
+                    self._fsync_directory(final.parent)
+                    return
+        finally:
+            with suppress(OSError):
+                self._unlink(temporary)  # renaming a link to a file onto that file leaves both
+        self.put(path, source.get(path))
 
     @contextmanager
     def writer(self, path: str, *, expected: int = 0) -> Iterator[HashingFile]:
@@ -206,6 +233,16 @@ class Store:
                     self._mkdir(folder)
                 self._fsync_directory(folder.parent)
         return final.with_name(f"{final.name}.{uuid4().hex}{TEMPORARY}"), final
+
+    def _try_link(self, source: Path, target: Path) -> bool:
+        """Hard link to a file that may be of another store; False where there can be none."""
+        try:
+            self._link(source, target)
+        except OSError as error:
+            if error.errno in _NO_LINKS:
+                return False
+            raise
+        return True
 
     def _write_all(self, place: Path, data: bytes) -> None:
         with self._open_new(place) as file:

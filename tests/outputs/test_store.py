@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -166,6 +167,99 @@ def test_every_failing_call_leaves_the_old_file_or_none(
         assert after in (before, b"new content")
         assert error is not None or not broken.used or after == b"new content" or operation == "create"
     assert leftovers(tmp_path) == []
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Store:
+    """A store on the same file system that holds one file."""
+    source = Store(tmp_path / "other")
+    source.put("scores/one", b"scores")
+    return source
+
+
+def test_an_adopted_file_takes_no_space(store: Store, other: Store) -> None:
+    store.adopt("scores/one", other)
+    assert store.get("scores/one") == b"scores"
+    assert (store.root / "scores/one").samefile(other.root / "scores/one")
+    assert leftovers(store.root) == []
+
+
+def test_adopting_twice_or_over_another_file_gives_the_file(store: Store, other: Store) -> None:
+    store.put("scores/one", b"damaged")
+    store.adopt("scores/one", other)
+    store.adopt("scores/one", other)
+    assert store.get("scores/one") == b"scores"
+    assert leftovers(store.root) == []
+
+
+def test_what_becomes_of_an_adopted_file_leaves_the_other_run_alone(store: Store, other: Store) -> None:
+    store.adopt("scores/one", other)
+    store.put("scores/one", b"new")
+    assert other.get("scores/one") == b"scores"
+    store.adopt("scores/one", other)
+    other.put("scores/one", b"newer")
+    assert store.get("scores/one") == b"scores"
+    other.delete("scores/one")
+    assert store.get("scores/one") == b"scores"
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP])
+def test_a_file_is_copied_where_there_are_no_links(tmp_path: Path, other: Store, number: int) -> None:
+    store = FaultStore(tmp_path / "run", "_link", number=number)
+    store.adopt("scores/one", other)
+    assert store.get("scores/one") == b"scores"
+    assert not (store.root / "scores/one").samefile(other.root / "scores/one")
+    assert leftovers(store.root) == []
+
+
+def test_a_file_on_another_file_system_is_copied(store: Store, other: Store) -> None:
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK) or memory.stat().st_dev == other.root.stat().st_dev:
+        pytest.skip("there is no second file system to write to")
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        far = Store(folder)
+        far.adopt("scores/one", other)
+        assert far.get("scores/one") == b"scores"
+        assert leftovers(far.root) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "disk-full"), (errno.EIO, "store-unreachable")])
+@pytest.mark.parametrize("call", CALLS)
+def test_an_adoption_that_fails_leaves_the_old_file_or_none(
+    tmp_path: Path, other: Store, call: str, number: int, code: str
+) -> None:
+    sound = Store(tmp_path / "run")
+    sound.put("scores/one", b"old")
+    other.put("new/folder/two", b"two")
+    broken = FaultStore(tmp_path / "run", call, number=number)
+    for path, old, new in (("scores/one", b"old", b"scores"), ("new/folder/two", None, b"two")):
+        error = error_of(lambda path=path: broken.adopt(path, other))
+        if error is not None:
+            assert error.code == code
+        after = sound.get(path) if sound.exists(path) else None
+        assert after in ((old, new) if error else (new,))
+    assert leftovers(tmp_path) == []
+    assert other.get("scores/one") == b"scores"
+
+
+def test_a_file_that_is_not_there_cannot_be_adopted(store: Store, other: Store) -> None:
+    with pytest.raises(FileNotFoundError):
+        store.adopt("scores/two", other)
+    with pytest.raises(FileNotFoundError):
+        store.adopt("scores", other)
+    assert list(store.list()) == []
+
+
+def test_adopting_never_follows_a_link_out_of_either_run(store: Store, other: Store, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    (other.root / "scores/link").symlink_to(tmp_path / "secret")
+    store.put("first", b"")
+    (store.root / "parts").symlink_to(tmp_path)
+    other.put("parts/one", b"x")
+    for path in ("scores/link", "parts/one", "../secret"):
+        with pytest.raises(PolicyError) as caught:
+            store.adopt(path, other)
+        assert caught.value.code == "path-escape"
 
 
 def error_of(action: Callable[[], Any]) -> StoreError | None:
