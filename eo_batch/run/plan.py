@@ -14,19 +14,19 @@ import psutil
 from numpy.typing import NDArray
 
 from eo_batch.core.errors import ResourceError
-from eo_batch.core.grid import Grid, Span
-from eo_batch.core.records import TimeStep
+from eo_batch.core.grid import Grid
 from eo_batch.core.region import Region, RegionOnGrid
 from eo_batch.models.inference import inference_bytes
 from eo_batch.models.registry import load_segmenter
 from eo_batch.models.segmenter import Segmenter
+from eo_batch.run.coverage import Coverage, coverage_of
 from eo_batch.run.events import Event, Listener, silent
 from eo_batch.run.executors import check_kind
 from eo_batch.run.manifest import RANK_PROPERTY, RunInputs, make_inputs
 from eo_batch.run.request import Request
 from eo_batch.run.status import pixel_area_km2
 from eo_batch.sources.search import search_items
-from eo_batch.sources.stack import MEDIAN_BYTES, item_bounds_px, open_source
+from eo_batch.sources.stack import MEDIAN_BYTES, open_source
 
 READ_MB_S = 40.0
 """Assumed reading rate of one worker from remote storage, megabytes per second of decoded pixels."""
@@ -242,16 +242,9 @@ def make_plan(
     check_kind(kind)
     count = 1 if kind == "serial" else workers or spec.cluster.workers or os.cpu_count() or 1
     scoring = count if segmenter.info.device == "cpu" else 1  # a GPU scores one batch at a time
-    busy = _busy(inputs)
-    windows_y, windows_x = _windows_along(grid, grid.rows), _windows_along(grid, grid.cols)
-    padded = np.outer(_padded_along(grid, grid.rows), _padded_along(grid, grid.cols))
-    per_chunk = np.outer(windows_y, windows_x)
-    windows = int(sum(per_chunk[hits > 0].sum() for hits in busy))
-    distinct = int(sum(_distinct_windows(grid, hits > 0) for hits in busy))
-    pair_px = int(sum((padded * hits).sum() for hits in busy))
-    bytes_to_read = pair_px * (2 * len(spec.source.bands) + 1)
+    covered = coverage_of(inputs)
+    bytes_to_read = covered.pixels * (2 * len(spec.source.bands) + 1)
     seconds_per_window = _probe_seconds(segmenter, inputs)
-    deepest = max((int(hits.max(initial=0)) for hits in busy), default=0)
     layers = len(spec.prompt_set) * len(inputs.steps)
     free = shutil.disk_usage(_existing(out or Path.cwd())).free
     limit, disk_limit = spec.limits.memory_gb, spec.limits.disk_gb
@@ -263,97 +256,29 @@ def make_plan(
         steps=len(inputs.steps),
         scenes=len(inputs.items),
         chunks=inputs.chunk_count,
-        chunks_with_data=int(sum(np.count_nonzero(hits) for hits in busy)),
-        windows=windows,
-        windows_distinct=distinct,
+        chunks_with_data=covered.chunks_with_data,
+        windows=covered.windows,
+        windows_distinct=covered.windows_distinct,
         area_km2=inputs.region.polygons.area * pixel_area_km2(inputs),
         bytes_to_read=bytes_to_read,
-        memory_per_worker=_memory_per_worker(inputs, segmenter, deepest),
+        memory_per_worker=_memory_per_worker(inputs, segmenter, covered),
         memory_shared=segmenter.info.fixed_bytes,
         memory_limit=int(limit * 1e9) if limit else int(psutil.virtual_memory().available * SAFE_SHARE),
         disk=int(layers * grid.shape[0] * grid.shape[1] * (0.05 + 0.5 * spec.output.scores)) + inputs.chunk_count * 20_000,
         disk_free=min(free, int(disk_limit * 1e9)) if disk_limit else free,
         files=inputs.chunk_count * (2 + len(spec.prompt_set) * (1 + spec.output.scores)),
         workers=count,
-        seconds=windows * seconds_per_window / scoring + bytes_to_read / (READ_MB_S * 1e6) / count,
+        seconds=covered.windows * seconds_per_window / scoring + bytes_to_read / (READ_MB_S * 1e6) / count,
         seconds_per_window=seconds_per_window,
         prompts=len(spec.prompt_set),
         licence=inputs.request.catalog.licence,
     )
 
 
-def _busy(inputs: RunInputs) -> list[NDArray[np.uint16]]:
-    """For each step, how many scenes may touch each chunk that meets the region: uint16 (chunk row, chunk column)."""
-    grid = inputs.grid
-    wanted = _chunks_in_region(grid, inputs.region)
-    bounds = item_bounds_px(inputs.items, grid)
-    return [_hits(grid, bounds, step) * wanted for step in inputs.steps]
-
-
-def _hits(grid: Grid, bounds: NDArray[np.float64], step: TimeStep) -> NDArray[np.uint16]:
-    ny, nx = grid.chunks_yx
-    hits = np.zeros((ny + 1, nx + 1), np.int32)  # a two-dimensional difference array: one add per scene corner
-    reach = grid.window_px
-    for index in step.items:
-        west, north, east, south = bounds[index]
-        y0, y1 = _chunk_range(north - reach, south + reach, grid.rows, grid.chunk_px, ny)
-        x0, x1 = _chunk_range(west - reach, east + reach, grid.cols, grid.chunk_px, nx)
-        if y0 < y1 and x0 < x1:
-            hits[y0, x0] += 1
-            hits[y1, x0] -= 1
-            hits[y0, x1] -= 1
-            hits[y1, x1] += 1
-    return hits.cumsum(axis=0).cumsum(axis=1)[:ny, :nx].astype(np.uint16)
-
-
-def _chunk_range(low: float, high: float, whole: Span, chunk_px: int, count: int) -> tuple[int, int]:
-    first = int(np.clip(np.floor((low - whole.start) / chunk_px), 0, count))
-    last = int(np.clip(np.floor((high - whole.start) / chunk_px) + 1, 0, count))
-    return first, last
-
-
-def _chunks_in_region(grid: Grid, region: RegionOnGrid) -> NDArray[np.bool_]:
-    """Chunks whose box meets the region, bool (chunk row, chunk column)."""
-    from shapely import box, intersects, prepare
-
-    ny, nx = grid.chunks_yx
-    prepare(region.polygons)
-    tops = grid.rows.start + np.arange(ny) * grid.chunk_px
-    lefts = grid.cols.start + np.arange(nx) * grid.chunk_px
-    bottoms = np.minimum(tops + grid.chunk_px, grid.rows.stop)
-    rights = np.minimum(lefts + grid.chunk_px, grid.cols.stop)
-    return np.stack(
-        [intersects(region.polygons, box(lefts, top, rights, bottom)) for top, bottom in zip(tops, bottoms, strict=True)]
-    )
-
-
-def _windows_along(grid: Grid, whole: Span) -> NDArray[np.int64]:
-    return np.array([len(grid.touching(span)) for span in grid.interiors(whole)])
-
-
-def _padded_along(grid: Grid, whole: Span) -> NDArray[np.int64]:
-    return np.array([len(grid.padded(span)) for span in grid.interiors(whole)])
-
-
-def _distinct_windows(grid: Grid, busy: NDArray[np.bool_]) -> int:
-    """Lattice windows that touch at least one busy chunk."""
-    along_y, along_x = grid.touching(grid.rows), grid.touching(grid.cols)
-    touched = np.zeros((len(along_y) + 1, len(along_x) + 1), np.int32)  # a two-dimensional difference array
-    rows = np.array([(span[0], span[-1] + 1) for span in map(grid.touching, grid.interiors(grid.rows))]) - along_y[0]
-    cols = np.array([(span[0], span[-1] + 1) for span in map(grid.touching, grid.interiors(grid.cols))]) - along_x[0]
-    iy, ix = np.nonzero(busy)
-    for end_y in (0, 1):
-        for end_x in (0, 1):
-            np.add.at(touched, (rows[iy, end_y], cols[ix, end_x]), 1 if end_y == end_x else -1)
-    return int((touched.cumsum(axis=0).cumsum(axis=1) > 0).sum())
-
-
-def _memory_per_worker(inputs: RunInputs, segmenter: Segmenter, deepest: int) -> int:
+def _memory_per_worker(inputs: RunInputs, segmenter: Segmenter, covered: Coverage) -> int:
     """Estimate of the peak of one chunk task in bytes, the largest chunk of the run taken; weights, which are shared, apart."""
     spec, grid = inputs.request.spec, inputs.grid
-    side_y = max(_padded_along(grid, grid.rows))
-    side_x = max(_padded_along(grid, grid.cols))
-    padded = int(side_y) * int(side_x)
+    padded, deepest = covered.largest_px, covered.deepest
     interior = min(grid.chunk_px, grid.shape[0]) * min(grid.chunk_px, grid.shape[1])
     bands, prompts = len(spec.source.bands), len(spec.prompt_set)
     scene = padded * (4 * bands + 2 + 3 * deepest)  # the composite, its validity, and who gave each pixel
