@@ -15,7 +15,7 @@ import torch
 from machine import machine
 
 from eo_batch.models.remotesam import RemoteSAM, RemoteSAMConfig
-from eo_batch.models.remotesam.engine import Engine, place_network
+from eo_batch.models.remotesam.engine import RemoteSAMEngine, place_network
 from eo_batch.models.remotesam.network import ImageFeatures, PromptFeatures
 
 TFLOP_PER_ANSWER = 1.37
@@ -65,14 +65,14 @@ def measure(dtype: torch.dtype, batch: int, seconds: float, *, is_last: bool, is
     return answers / (time.perf_counter() - start), torch.cuda.max_memory_allocated()
 
 
-def ask(engine: Engine, pixels: torch.Tensor, prompt: PromptFeatures) -> None:
+def ask(engine: RemoteSAMEngine, pixels: torch.Tensor, prompt: PromptFeatures) -> None:
     """One batch, one prompt; the copy to the host waits for the GPU."""
     entries: tuple[ImageFeatures, ...] = engine.encode_pixels(pixels, threads=1)
     for entry in entries:
         engine.answer(entry, prompt, threads=1)
 
 
-def make_engine(dtype: torch.dtype, *, is_last: bool, is_compiled: bool) -> Engine:
+def make_engine(dtype: torch.dtype, *, is_last: bool, is_compiled: bool) -> RemoteSAMEngine:
     """The network of the published size on the GPU."""
     torch.manual_seed(0)
     network = RemoteSAM.from_config(RemoteSAMConfig()).requires_grad_(False)
@@ -86,7 +86,7 @@ def make_engine(dtype: torch.dtype, *, is_last: bool, is_compiled: bool) -> Engi
         for stage in network.backbone.layers:
             for block in stage.blocks:
                 block.compile()
-    return Engine(network, device, dtype, together=True)
+    return RemoteSAMEngine(network, device, dtype, together=True)
 
 
 def yes(claim: bool) -> str:

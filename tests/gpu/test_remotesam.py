@@ -10,7 +10,7 @@ import torch
 from formula import remotesam_state
 
 from eo_batch.models.remotesam import RemoteSAM, RemoteSAMConfig
-from eo_batch.models.remotesam.engine import Engine, place_network
+from eo_batch.models.remotesam.engine import RemoteSAMEngine, place_network
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,11 +21,11 @@ SENTENCES = ([101, 1996, 13297, 102], [101, 3719, 1999, 1996, 3746, 102])
 """Numbers of word pieces; what they mean does not matter."""
 
 
-def engine(state: dict[str, Any], device: str, dtype: Any) -> Engine:
+def engine(state: dict[str, Any], device: str, dtype: Any) -> RemoteSAMEngine:
     network = RemoteSAM.from_config(RemoteSAMConfig(), is_trainable=False)
     network.load_state_dict(state)
     place_network(network.requires_grad_(False), torch.device(device), dtype)
-    return Engine(network, torch.device(device), dtype, together=device != "cpu")
+    return RemoteSAMEngine(network, torch.device(device), dtype, together=device != "cpu")
 
 
 def windows(count: int) -> Any:
@@ -36,7 +36,7 @@ def windows(count: int) -> Any:
     return 0.9 * torch.stack(waves).reshape(count, 3, SIDE, SIDE) + 0.4 * noise
 
 
-def answer(asked: Engine, pixels: Any) -> Any:
+def answer(asked: RemoteSAMEngine, pixels: Any) -> Any:
     """Logits, float32 (prompt, n, side, side)."""
     prompts = []
     for sentence in SENTENCES:

@@ -8,27 +8,22 @@ stretched back, so use it on images or windows, not on scenes.
 from __future__ import annotations
 
 import logging
-import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from eo_batch.core.digest import digest
 from eo_batch.core.errors import ModelError, ResourceError
 from eo_batch.models.contours.files import CONFIG, PROCESSING, ContourFiles, find_contours
+from eo_batch.models.preparation import SIDES_PX, Preparation, is_count, read_preparation
 from eo_batch.models.weights import need_libraries, read_weights
 from eo_batch.models.weights.watch import Watch
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet, per channel; where `preprocessor_config.json` does not say otherwise."""
-SIDES_PX = range(32, 4097)
-"""Sides that a network's square may have."""
 STAGES = 4
 MOST = {
     "depths": 64,
@@ -42,33 +37,6 @@ MOST = {
 """Lists of a SegFormer's config, one number per stage, and what no number exceeds."""
 WIDTHS_HELD = 11
 """Maps of the decoder's width in memory at once, as measured for a SegFormer-B5 at 512 and 1,024 px."""
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """What is done to an image before the network sees it.
-
-    Parameters
-    ----------
-    size_yx : height and width in pixels that it is resized to, whatever its shape.
-    resample : filter of that resizing, a number of Pillow's; 2 is bilinear (antialiased where it shrinks).
-    scale : factor from 0..255.
-    mean, std : subtracted, then divided by, per channel.
-    """
-
-    size_yx: tuple[int, int] = (1024, 1024)
-    resample: int = int(Image.Resampling.BILINEAR)
-    scale: float = 1 / 255
-    mean: tuple[float, ...] = MEAN
-    std: tuple[float, ...] = STD
-
-    def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """float32 (1, 3, h, w) of uint8 (y, x, 3)."""
-        height, width = self.size_yx
-        small = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling(self.resample)))
-        scaled = (small.astype(np.float64) * self.scale).astype(np.float32)
-        plain: NDArray[np.float32] = (scaled - np.asarray(self.mean, dtype="f4")) / np.asarray(self.std, dtype="f4")
-        return np.ascontiguousarray(plain.transpose(2, 0, 1))[None]
 
 
 @dataclass(frozen=True)
@@ -163,7 +131,8 @@ def load_contours(name_or_path: str | os.PathLike[str], *, device: str = "cpu") 
         raise ResourceError("no-gpu", "no GPU is to be had", where="device", fix='Use "cpu".')
     files = find_contours(name_or_path)
     network = _network(files).to(device).eval()
-    return ContourModel(network, _preparation(files), device, files.sha256)
+    preparation = read_preparation(files.processing, where=str(files.weights.with_name(PROCESSING)))
+    return ContourModel(network, preparation, device, files.sha256)
 
 
 def _network(files: ContourFiles) -> Any:
@@ -216,11 +185,11 @@ def _sizes(files: ContourFiles) -> dict[str, Any]:
     sizes: dict[str, Any] = {}
     for name, most in MOST.items():
         values = config.get(name)
-        if not isinstance(values, list) or len(values) != STAGES or not all(_is_count(value, most) for value in values):
+        if not isinstance(values, list) or len(values) != STAGES or not all(is_count(value, most) for value in values):
             raise _unfit(f"{name} is no list of {STAGES} numbers from 1 to {most:,}", where=where)
         sizes[name] = values
     sizes["decoder_hidden_size"] = config.get("decoder_hidden_size")
-    if not _is_count(sizes["decoder_hidden_size"], MOST["hidden_sizes"]):
+    if not is_count(sizes["decoder_hidden_size"], MOST["hidden_sizes"]):
         raise _unfit(f"decoder_hidden_size is no number from 1 to {MOST['hidden_sizes']:,}", where=where)
     if any(width % heads for width, heads in zip(sizes["hidden_sizes"], sizes["num_attention_heads"], strict=True)):
         raise _unfit("a stage's width is no multiple of its number of heads", where=where)
@@ -233,36 +202,6 @@ def _sizes(files: ContourFiles) -> dict[str, Any]:
     if not isinstance(eps, float) or not 0 < eps < 1:
         raise _unfit("layer_norm_eps is no small number", where=where)
     return {**sizes, "layer_norm_eps": eps}
-
-
-def _preparation(files: ContourFiles) -> Preparation:
-    """What `preprocessor_config.json` says."""
-    said, where = files.processing, str(files.weights.with_name(PROCESSING))
-    for step in ("do_resize", "do_rescale", "do_normalize"):
-        if said.get(step, True) is not True:
-            raise _unfit(f"{step} is not true: this preparation is not known", where=where)
-    size: Any = said.get("size")
-    height, width = (size.get("height", 0), size.get("width", 0)) if isinstance(size, Mapping) else (size, size)
-    if not all(_is_count(side, SIDES_PX.stop - 1) and side in SIDES_PX for side in (height, width)):
-        raise _unfit(f"size is not one of {SIDES_PX.start} to {SIDES_PX.stop - 1:,} px", where=where)
-    resample, scale = said.get("resample", Preparation.resample), said.get("rescale_factor", Preparation.scale)
-    mean, std = said.get("image_mean", list(MEAN)), said.get("image_std", list(STD))
-    known = resample in [int(filter) for filter in Image.Resampling] and _are_numbers([scale], least=1e-9)
-    if not (known and _are_numbers(mean, count=3) and _are_numbers(std, count=3, least=1e-9)):
-        raise _unfit("resample, rescale_factor, image_mean or image_std are not numbers as they must be", where=where)
-    return Preparation((int(height), int(width)), int(resample), float(scale), tuple(mean), tuple(std))
-
-
-def _is_count(value: Any, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
-
-
-def _are_numbers(values: Any, *, count: int = 1, least: float = -math.inf) -> bool:
-    return (
-        isinstance(values, list)
-        and len(values) == count
-        and all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) and v >= least for v in values)
-    )
 
 
 def _unfit(what: str, *, where: str, why: str = "") -> ModelError:

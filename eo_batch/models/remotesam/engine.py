@@ -1,19 +1,15 @@
-"""The network in memory: loaded once per process, shared by all threads, one call at a time where the device wants it so."""
+"""RemoteSAM in memory: how its files become a network, and what is asked of it."""
 
 from __future__ import annotations
 
-import gc
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
-from eo_batch.core.errors import ConfigError, ModelError, ResourceError
+from eo_batch.core.errors import ConfigError, ModelError
+from eo_batch.models.engine import Engine, find_device, open_once
 from eo_batch.models.remotesam.config import RemoteSAMConfig
 from eo_batch.models.remotesam.initial import initialise
 from eo_batch.models.remotesam.network import ImageFeatures, PromptFeatures, RemoteSAM
@@ -25,38 +21,17 @@ TOLERATED = ("text_encoder.embeddings.position_ids",)
 """Keys that other versions of the text encoder wrote and that mean nothing."""
 
 
-_Answer = TypeVar("_Answer")
-
-
 @dataclass(frozen=True, eq=False)
-class Engine:
-    """One network on one device, with what has been asked of it so far.
+class RemoteSAMEngine(Engine[RemoteSAM]):
+    """The network, and the features of what it was asked.
 
     Parameters
     ----------
-    network : in evaluation mode, without gradients.
-    device, dtype : where and with what numbers it computes.
-    together : windows of a batch are computed in one call, as a GPU wants it; otherwise one after the other, so that a window's
-        bits cannot depend on its company.
-    lock : held during a call on a GPU, one for each GPU of this process; on a CPU calls may run side by side.
     prompts : tokens -> their features.
-    room : kind of call -> so many windows fit in the memory of the device; learnt where more did not.
-    watch : of the file that the weights are views of; None where they are copies.
     """
 
-    network: RemoteSAM
-    device: torch.device
-    dtype: torch.dtype
-    together: bool = False
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    segmenter: str = "remotesam"
     prompts: dict[bytes, PromptFeatures] = field(default_factory=dict)
-    room: dict[str, int] = field(default_factory=dict)
-    watch: Watch | None = None
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all weights and tables."""
-        return sum(tensor.nbytes for tensor in self.network.state_dict().values())
 
     def encode_sentence(self, ids: Tensor, mask: Tensor, *, threads: int) -> PromptFeatures:
         """Features of one sentence, int64 (tokens,); computed at its first asking."""
@@ -83,7 +58,7 @@ class Engine:
                 seen = self.network.backbone.see(pixels[first:end].to(self.device, non_blocking=True).to(self.dtype))
             return ImageFeatures((seen,), (pixels.shape[2], pixels.shape[3]))
 
-        return tuple(self._by_room("see", see, len(pixels), most=len(pixels) if self.together else 1))
+        return tuple(self.by_room("see", see, len(pixels), most=len(pixels) if self.together else 1))
 
     def answer(self, windows: ImageFeatures, prompt: PromptFeatures, *, threads: int) -> Tensor:
         """Foreground minus background of the windows of one entry, float32 (n, side, side) on the CPU.
@@ -103,69 +78,10 @@ class Engine:
                 return logits[:, 1] - logits[:, 0]
 
         # copied without the lock: the GPU may begin with what another worker asks, after this
-        return torch.cat([part.cpu() for part in self._by_room("decide", decide, count, most=count)])
-
-    @contextmanager
-    def computing(self, threads: int, what: str) -> Iterator[None]:
-        """Surroundings of every call: no gradients, fixed numerics, one at a time on a GPU.
-
-        Raises
-        ------
-        ModelError : `model-oom`: `what` does not fit in the memory of the device.
-        IntegrityError : `weights-altered`: what was computed may be wrong.
-        """
-        try:
-            with torch.inference_mode():
-                if self.device.type == "cpu":
-                    if torch.get_num_threads() != threads:
-                        torch.set_num_threads(threads)
-                    yield
-                    if self.watch is not None:
-                        self.watch.check()
-                else:
-                    with (
-                        self.lock,
-                        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-                    ):
-                        yield
-        except torch.OutOfMemoryError as error:
-            raise self._out_of_memory(what, error) from None
-        except RuntimeError as error:
-            if "allocate memory" not in str(error):
-                raise
-            raise self._out_of_memory(what, error) from None
-
-    def _by_room(self, kind: str, compute: Callable[[int, int], _Answer], count: int, *, most: int) -> list[_Answer]:
-        """`compute(first, end)` of `count` windows, `most` at a time; half as many from then on where they do not fit."""
-        answers: list[_Answer] = []
-        done = 0
-        while done < count:
-            end = min(done + self.room.get(kind, most), count)
-            try:
-                answers.append(compute(done, end))
-            except ModelError as error:
-                if error.code != "model-oom" or end - done == 1:
-                    raise
-            else:
-                done = end
-                continue
-            self.room[kind] = min(self.room.get(kind, most), (end - done) // 2)
-            gc.collect()  # what the failed call still holds
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-        return answers
-
-    def _out_of_memory(self, what: str, error: Exception) -> ModelError:
-        return ModelError(
-            "model-oom",
-            f"{what} do not fit in the memory of the {self.device.type}",
-            where='segmenter "remotesam"',
-            why=str(error).splitlines()[0][:200],
-            fix='Lower model.batch, use fewer workers, or on a GPU set precision = "bfloat16".',
-        )
+        return torch.cat([part.cpu() for part in self.by_room("decide", decide, count, most=count)])
 
 
-def open_engine(files: WeightFiles, *, device: str, precision: str) -> Engine:
+def open_engine(files: WeightFiles, *, device: str, precision: str) -> RemoteSAMEngine:
     """The network of `files`; the one that this process already holds, if it does.
 
     Parameters
@@ -180,37 +96,17 @@ def open_engine(files: WeightFiles, *, device: str, precision: str) -> Engine:
     ConfigError, ResourceError : as `find_device`.
     """
     place = find_device(device)
-    with _opening:
-        key = files.sha256, str(place), precision
-        engine = _open.get(key)
-        if engine is None:
-            watch = Watch(files.weights, files.stamp)
-            network = _load(files).requires_grad_(False)
-            dtype: torch.dtype = getattr(torch, precision)
-            place_network(network, place, dtype)
-            watch.check()
-            on_gpu = place.type != "cpu"
-            lock = _locks.setdefault(str(place), threading.Lock())
-            engine = _open[key] = Engine(network, place, dtype, together=on_gpu, lock=lock, watch=None if on_gpu else watch)
-        return engine
 
+    def make(lock: threading.Lock) -> RemoteSAMEngine:
+        watch = Watch(files.weights, files.stamp)
+        network = _load(files).requires_grad_(False)
+        dtype: torch.dtype = getattr(torch, precision)
+        place_network(network, place, dtype)
+        watch.check()
+        on_gpu = place.type != "cpu"
+        return RemoteSAMEngine(network, place, dtype, together=on_gpu, lock=lock, watch=None if on_gpu else watch)
 
-def find_device(name: str) -> torch.device:
-    """The device that the option `device` names; "auto": a GPU where there is one.
-
-    Raises
-    ------
-    ConfigError : `config-invalid`: unknown name.
-    ResourceError : `no-gpu`.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        fix = 'Use one of: "auto", "cpu", "cuda".'
-        raise ConfigError("config-invalid", f"unknown device {name!r}", where="model.options.device", fix=fix)
-    has_gpu = torch.cuda.is_available()
-    if name == "cuda" and not has_gpu:
-        fix = 'Set device = "auto", or install a driver and a torch that know the GPU: eo-batch doctor.'
-        raise ResourceError("no-gpu", "there is no GPU that torch can use", where="model.options.device", fix=fix)
-    return torch.device("cuda" if has_gpu and name != "cpu" else "cpu")
+    return open_once(RemoteSAMEngine, (files.sha256, precision), place, make)
 
 
 def _load(files: WeightFiles) -> RemoteSAM:
@@ -257,8 +153,3 @@ def place_network(network: RemoteSAM, device: torch.device, dtype: torch.dtype) 
 def _not_ours(where: str, why: str) -> ModelError:
     fix = "Fetch the weights again, or convert a checkpoint of RemoteSAM: eo-batch models convert FILE.pth."
     return ModelError("model-load", "does not describe a RemoteSAM network", where=where, why=why, fix=fix)
-
-
-_open: WeakValueDictionary[tuple[str, str, str], Engine] = WeakValueDictionary()
-_opening = threading.Lock()
-_locks: dict[str, threading.Lock] = {}

@@ -6,9 +6,8 @@ with two numbers per pixel, and their difference is the logit: 0 where its autho
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,15 +17,16 @@ from eo_batch.core.digest import digest
 from eo_batch.core.errors import ConfigError, ModelError
 from eo_batch.core.prompts import PromptSet
 from eo_batch.core.spec import ModelSpec
-from eo_batch.models.registry import MOST_THREADS
+from eo_batch.models.options import NetworkOptions, read_options
 from eo_batch.models.remotesam.phrases import find_positions
-from eo_batch.models.remotesam.stretch import Stretch, nearest_positions, prepare, stretch_of
+from eo_batch.models.remotesam.pictures import nearest_positions, prepare
 from eo_batch.models.remotesam.templates import CLASS_TEMPLATE, Question, Wording
 from eo_batch.models.remotesam.tokens import TokenisedText, Tokenizer
 from eo_batch.models.segmenter import SegmenterInfo, band_names
+from eo_batch.models.stretch import Stretch
 
 if TYPE_CHECKING:
-    from eo_batch.models.remotesam.engine import Engine
+    from eo_batch.models.remotesam.engine import RemoteSAMEngine
     from eo_batch.models.remotesam.network import ImageFeatures, PromptFeatures
     from eo_batch.models.remotesam.outlines import Outlines
 
@@ -35,7 +35,6 @@ ALGORITHM = "remotesam/1"
 BANDS = ("red", "green", "blue")
 WEIGHTS = "remotesam"
 """Published weights that are used where the options name none."""
-PRECISIONS = ("float32", "bfloat16", "float16")
 CALL_BYTES, FEATURE_BYTES = 1000, 130
 """Memory per pixel of the network's side at the published sizes in float32, as measured at 896 px: the peak of a call beside what
 it keeps, and what is kept of each window for all prompts."""
@@ -75,7 +74,7 @@ class RemoteSAMSegmenter:
     outlines : where objects end, so that those that touch are parted; None: they stay together.
     """
 
-    engine: Engine
+    engine: RemoteSAMEngine
     tokenizer: Tokenizer
     wording: Wording
     stretch: Stretch
@@ -201,7 +200,7 @@ def load_remotesam(model: ModelSpec, bands: Sequence[str]) -> RemoteSAMSegmenter
     options = _options(model.options)
     if tuple(bands) != BANDS:
         raise _other_bands(bands)
-    wording, stretch = Wording(options.prompts, options.template), stretch_of(model.options)  # type: ignore[arg-type]
+    wording = Wording(options.prompts, options.template)  # type: ignore[arg-type]
     from eo_batch.models.remotesam.engine import open_engine
     from eo_batch.models.weights import find_weights, local_path
 
@@ -222,49 +221,29 @@ def load_remotesam(model: ModelSpec, bands: Sequence[str]) -> RemoteSAMSegmenter
         from eo_batch.models.remotesam.outlines import open_outlines
 
         outlines = open_outlines(options.contours, options.contour_threshold, device=engine.device.type)
-    return RemoteSAMSegmenter(engine, tokenizer, wording, stretch, options.threads, files.sha256, model.window_px, outlines)
+    return RemoteSAMSegmenter(
+        engine, tokenizer, wording, options.stretch, options.threads, files.sha256, model.window_px, outlines
+    )
 
 
 @dataclass(frozen=True)
-class _Options:
-    """`[model.options]` but for the stretch."""
+class _Options(NetworkOptions):
+    """`[model.options]` of RemoteSAM."""
 
     weights: str = WEIGHTS
     vocabulary: str = ""
     prompts: str = "auto"
     template: str = CLASS_TEMPLATE
-    precision: str = "float32"
-    device: str = "auto"
-    threads: int = 1
     contours: str = ""
     contour_threshold: float = 0.25
 
-    def __post_init__(self) -> None:
-        for option in fields(self):
-            value, wanted = getattr(self, option.name), type(option.default)
-            if type(value) is not wanted:
-                kind = {str: "a text", int: "a whole number", float: "a number with a point"}[wanted]
-                raise ConfigError("config-invalid", f"{value!r} is not {kind}", where=f"model.options.{option.name}")
-        if self.precision not in PRECISIONS:
-            fix = f"Use one of: {', '.join(PRECISIONS)}."
-            raise ConfigError("config-invalid", f"unknown precision {self.precision!r}", where="model.options.precision", fix=fix)
-        if not 1 <= self.threads <= MOST_THREADS:
-            what = f"{self.threads} is not in 1..{MOST_THREADS}"
-            raise ConfigError("config-invalid", what, where="model.options.threads")
-
 
 def _options(given: Mapping[str, Any]) -> _Options:
-    own, stretch = [option.name for option in fields(_Options)], ["stretch_low", "stretch_high", "stretch_gamma"]
-    for name in sorted(given):
-        if name not in own + stretch:
-            close = difflib.get_close_matches(name, own + stretch, n=1)
-            hint = f'Did you mean "{close[0]}"? ' if close else ""
-            fix = f"{hint}remotesam knows {', '.join(own + stretch)}."
-            raise ConfigError("config-unknown-key", f'unknown key "{name}"', where="model.options", fix=fix)
-    if "contour_threshold" in given and not given.get("contours"):
+    options = read_options(_Options, given, segmenter="remotesam")
+    if "contour_threshold" in given and not options.contours:
         fix = 'Set model.options.contours to a contour network, such as "directsam", or leave contour_threshold out.'
         raise ConfigError("config-invalid", "there are no contours", where="model.options.contour_threshold", fix=fix)
-    return _Options(**{name: given[name] for name in own if name in given})
+    return options
 
 
 def _other_bands(bands: Sequence[str]) -> ConfigError:

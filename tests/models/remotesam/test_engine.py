@@ -17,7 +17,8 @@ from tinysam import load_tiny, make_tiny, prompts_of
 from torch import nn
 
 from eo_batch.core.errors import ModelError
-from eo_batch.models.remotesam import RemoteSAM, engine
+from eo_batch.models import engine
+from eo_batch.models.remotesam import RemoteSAM
 from eo_batch.models.remotesam.trunk import Trunk
 from eo_batch.models.weights import ALIGNED_BYTES, load_strictly, read_metadata
 

@@ -20,7 +20,7 @@ from eo_batch.core.arrays import quantise_scores
 from eo_batch.core.errors import ConfigError, ModelError
 from eo_batch.models.contours import ContourModel, load_contours
 from eo_batch.models.inference import probe_segmenter
-from eo_batch.models.remotesam.engine import Engine
+from eo_batch.models.remotesam.engine import RemoteSAMEngine
 from eo_batch.models.remotesam.segmenter import RemoteSAMSegmenter
 from eo_batch.run.driver import start_run
 from eo_batch.run.request import load_pipeline
@@ -129,7 +129,7 @@ def test_the_memory_of_contours_is_counted(weights: Path, contours: Path) -> Non
     ("options", "said"),
     [
         ({"contours": "a", "contour_threshold": 0.0}, "not between 0 and 1"),
-        ({"contours": "a", "contour_threshold": 1}, "a number with a point"),
+        ({"contours": "a", "contour_threshold": 1}, "not between 0 and 1"),
         ({"contour_threshold": 0.3}, "there are no contours"),
         ({"contour": "a"}, 'Did you mean "contours"'),
     ],
@@ -189,8 +189,8 @@ def test_two_squares_that_touch_become_two_footprints(tmp_path: Path, monkeypatc
     make_toy(tmp_path, dates=1, size=SIZE)
     make_tiny(tmp_path / "weights")
     make_contours(tmp_path / "contours")
-    monkeypatch.setattr(Engine, "encode_pixels", lambda self, pixels, threads: (pixels,))
-    monkeypatch.setattr(Engine, "answer", lambda self, pixels, prompt, threads: torch.where(pixels[:, 0] > 1, 5.0, -5.0))
+    monkeypatch.setattr(RemoteSAMEngine, "encode_pixels", lambda self, pixels, threads: (pixels,))
+    monkeypatch.setattr(RemoteSAMEngine, "answer", lambda self, pixels, prompt, threads: torch.where(pixels[:, 0] > 1, 5.0, -5.0))
     monkeypatch.setattr(ContourModel, "logits", lambda self, picture: np.where(picture[..., 2] > 150, 0, -8).astype(np.float32))
     joined = run(tmp_path, "joined", cut=False, chunk_px=100)
     parts = run(tmp_path, "parts", chunk_px=100)

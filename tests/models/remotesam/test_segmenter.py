@@ -19,10 +19,11 @@ from tinysam import RGB, SIDE, WORDS, load_tiny, make_tiny, prompts_of, tiny_con
 
 from eo_batch.core.errors import ConfigError, IntegrityError, ModelError, ResourceError
 from eo_batch.core.spec import ModelSpec
+from eo_batch.models import engine as engines
 from eo_batch.models.inference import probe_segmenter
 from eo_batch.models.registry import BUILT_IN, load_segmenter
 from eo_batch.models.remotesam import RemoteSAM
-from eo_batch.models.remotesam import engine as engines
+from eo_batch.models.remotesam.engine import open_engine
 from eo_batch.models.remotesam.text import TextEncoder
 from eo_batch.models.remotesam.trunk import Trunk
 from eo_batch.models.segmenter import Segmenter, explain_prompts, prompt_warnings
@@ -366,7 +367,7 @@ def test_the_weights_that_are_loaded_are_those_whose_sum_was_made(tmp_path: Path
     files = find_weights(path)
     os.replace(other, path)
     with pytest.raises(IntegrityError, match="weights-altered"):
-        engines.open_engine(files, device="cpu", precision="float32")
+        open_engine(files, device="cpu", precision="float32")
 
 
 @pytest.mark.parametrize(

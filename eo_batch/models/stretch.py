@@ -1,27 +1,22 @@
-"""From physical values to the picture the network was trained on: one fixed recipe per run, never the statistics of a scene.
+"""From physical values to the picture a network was trained on: one fixed recipe per run, never the statistics of a scene.
 
-RemoteSAM saw 8-bit photographs, so reflectance becomes 8-bit too, by two constants and a gamma. What depends on a scene
+Networks saw 8-bit photographs, so reflectance becomes 8-bit too, by two constants and a gamma. What depends on a scene
 (percentiles, histograms) would make a pixel's value depend on the chunk it is read with.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from eo_batch.core.errors import ConfigError, ModelError
 
 REFLECTANCE_HIGH = 0.25
 """Reflectance that becomes 255: where the true-colour file (TCI) of a Sentinel-2 L2A product of baseline 04.00 saturates, as
 measured on one (docs/guides/remotesam.md). ESA's definitions of Sentinel-2 products state 0.2 for L2A and 0.3558 for L1C."""
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of red, green and blue in 0..1, with which the network was trained: those of ImageNet."""
 FAR_BEYOND = 10.0
 """A window whose mean is so many times the stretch above its low end holds other units than the recipe is for."""
 
@@ -87,44 +82,6 @@ class Stretch:
             why="everything would be white",
             fix="For 8-bit photographs set stretch_low = 0, stretch_high = 255; reflectance needs a scale in the catalog file.",
         )
-
-
-def stretch_of(options: Mapping[str, Any]) -> Stretch:
-    """The recipe that the options `stretch_low`, `stretch_high` and `stretch_gamma` state; errors as `Stretch`."""
-    named = {name: options[f"stretch_{name}"] for name in ("low", "high", "gamma") if f"stretch_{name}" in options}
-    return Stretch(**named)
-
-
-def prepare(picture: NDArray[np.uint8], side_px: int) -> NDArray[np.float32]:
-    """What the network sees of a picture, float32 (3, side, side): resized without regard to its shape, then normalised.
-
-    Resized as the network's authors do it: Pillow's bilinear filter on 8-bit colours, which averages when it shrinks.
-
-    Parameters
-    ----------
-    picture : uint8 (h, w, 3), red, green, blue.
-    """
-    if picture.shape[:2] != (side_px, side_px):
-        picture = np.asarray(Image.fromarray(picture).resize((side_px, side_px), Image.Resampling.BILINEAR))
-    return np.stack([_NORMALISED[band][picture[..., band]] for band in range(3)])
-
-
-def nearest_positions(length: int, side_px: int) -> NDArray[np.intp]:
-    """For each of `length` pixels its place in an answer of `side_px`: floor(i * side / length).
-
-    This is how the network's authors resize masks (OpenCV's INTER_NEAREST): by a pixel's corner, not by its centre.
-    """
-    return np.arange(length) * side_px // length
-
-
-def _normalised() -> NDArray[np.float32]:
-    """Value of each 8-bit number, float32 (band, 256): every step rounded to float32, as the authors compute it."""
-    numbers = np.arange(256, dtype=np.float32) / np.float32(255)
-    mean, deviation = (np.array(values, np.float32)[:, None] for values in (MEAN, DEVIATION))
-    return (numbers - mean) / deviation
-
-
-_NORMALISED = _normalised()
 
 
 def _invalid(name: str, what: str) -> ConfigError:
