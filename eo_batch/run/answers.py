@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,6 +36,7 @@ class Answered:
     contributed : bool (item, y, x), aligned with `items`: which item gave the pixel (several for a median).
     skipped : positions of the items that were left out because a file of theirs is not there.
     bytes_read : bytes of pixels decoded from assets, for telemetry.
+    files : path in the run directory -> sha256 of what the answers have put there already, as it would be written.
     """
 
     masks: NDArray[np.uint8]
@@ -44,6 +46,7 @@ class Answered:
     contributed: NDArray[np.bool_]
     skipped: tuple[int, ...] = ()
     bytes_read: int = 0
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 class Answers(Protocol):

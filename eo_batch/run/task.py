@@ -14,6 +14,7 @@ from eo_batch.core.grid import Chunk, Span
 from eo_batch.core.prompts import PromptSet
 from eo_batch.core.records import ChunkReceipt
 from eo_batch.models.segmenter import Segmenter
+from eo_batch.outputs.contributed import contributed_bytes, contributed_path
 from eo_batch.outputs.cube import encode_shard, shard_path
 from eo_batch.outputs.footprints import part_path
 from eo_batch.outputs.store import Store
@@ -72,7 +73,7 @@ def run_chunk(run: RunContext, chunk: Chunk) -> ChunkReceipt:
                 inside_ring=inside_ring,
             )
     with clock("write"):
-        files = _put_shards(run, chunk, found)
+        files = _put_arrays(run, chunk, found)
         files[part_path(chunk)] = run.store.put(part_path(chunk), part_bytes(part))
     receipt = ChunkReceipt(
         chunk.key,
@@ -93,15 +94,18 @@ def _keys(run: RunContext, items: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(sorted(run.inputs.items.items[item].key for item in items))
 
 
-def _put_shards(run: RunContext, chunk: Chunk, found: Answered) -> dict[str, str]:
-    arrays = {"mask": found.masks}
-    if run.inputs.request.spec.output.scores:
-        arrays["score"] = found.scores
-    files = {}
-    for name, values in arrays.items():
+def _put_arrays(run: RunContext, chunk: Chunk, found: Answered) -> dict[str, str]:
+    """Write shards and, beside scores, which items gave the pixels; path -> sha256, of what was there already too."""
+    files = dict(found.files)
+    kept = run.inputs.request.spec.output.scores
+    for name, values in {"mask": found.masks, **({"score": found.scores} if kept else {})}.items():
         for index in range(len(run.prompts)):
             path = shard_path(name, index, chunk)
-            files[path] = run.store.put(path, encode_shard(values[index], run.inputs.grid))
+            if path not in files:
+                files[path] = run.store.put(path, encode_shard(values[index], run.inputs.grid))
+    if kept and contributed_path(chunk) not in files:
+        data = contributed_bytes(found.items, found.contributed)
+        files[contributed_path(chunk)] = run.store.put(contributed_path(chunk), data)
     return files
 
 
