@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from hashlib import sha256
+from dataclasses import dataclass, replace
+from hashlib import sha1, sha256
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -32,7 +33,7 @@ from eo_batch.models.weights import (
 )
 from eo_batch.models.weights.checkpoints import Architecture, Listener, convert_checkpoint, find_architecture
 from eo_batch.models.weights.disk import check_space, disk_error, sweep, sync_folder, whole_file
-from eo_batch.models.weights.hub_client import discreet, hub_endpoint, is_offline, transport_errors
+from eo_batch.models.weights.hub_client import HUB, discreet, hub_endpoint, is_offline, transport_errors
 from eo_batch.models.weights.published import PublishedFile, published_files
 from eo_batch.version import __version__
 
@@ -84,7 +85,7 @@ def fetch(
         with alone(folder), discreet():
             for file in sorted(files, key=lambda file: file.is_checkpoint):  # the small ones first
                 if not file.is_checkpoint:
-                    _keep(file, folder / file.keep_as, hub)
+                    keep(file, folder / file.keep_as, hub)
                 elif not _is_made_from(target, file):
                     _convert(file, target, architecture, hub)
     except OSError as error:
@@ -118,14 +119,33 @@ class _Again(Exception):
         self.after_s = after_s
 
 
+class _Sum:
+    """The two names that a hub may know a file by: its sha256, and git's name of a blob of so many bytes."""
+
+    def __init__(self, size: int) -> None:
+        self._sha256, self._blob = sha256(), sha1(b"blob %d\0" % size, usedforsecurity=False)
+
+    def update(self, piece: bytes) -> None:
+        """Go on with the next bytes."""
+        self._sha256.update(piece)
+        self._blob.update(piece)
+
+    def wrong(self, file: PublishedFile) -> str:
+        """Why what was summed up is not `file`; empty where it is."""
+        kind, found, wanted = "sha256", self._sha256.hexdigest(), file.sha256
+        if not wanted:
+            kind, found, wanted = "git blob", self._blob.hexdigest(), file.blob
+        return "" if found == wanted else f"its {kind} is {found[:16]}..., not {wanted[:16]}..."
+
+
 class _Partial:
-    """What is here of a file that is being downloaded, and its sha256; a context manager."""
+    """What is here of a file that is being downloaded, summed up as it comes; a context manager."""
 
     def __init__(self, path: Path, file: PublishedFile, listener: Listener) -> None:
         self._file, self._listener = file, listener
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         self._out = os.fdopen(descriptor, "r+b")
-        self._hash = sha256()
+        self._sum = _Sum(file.bytes)
         if os.fstat(descriptor).st_size > file.bytes:
             self._out.truncate(0)
         while piece := self._out.read(READ_BYTES):
@@ -143,15 +163,15 @@ class _Partial:
         return self._out.tell()
 
     @property
-    def sha256(self) -> str:
-        """Hexadecimal digest of them."""
-        return self._hash.hexdigest()
+    def wrong(self) -> str:
+        """Why these bytes are not the file; empty where they are."""
+        return self._sum.wrong(self._file)
 
     def restart(self) -> None:
         """Throw away what is here."""
         self._out.seek(0)
         self._out.truncate()
-        self._hash = sha256()
+        self._sum = _Sum(self._file.bytes)
 
     def write(self, piece: bytes) -> None:
         """Append; never more than the file has."""
@@ -166,12 +186,17 @@ class _Partial:
         os.fsync(self._out.fileno())
 
     def _count(self, what: str, piece: bytes) -> None:
-        self._hash.update(piece)
+        self._sum.update(piece)
         self._listener(f"{what} {self._file.local_name}", self.size, self._file.bytes)
 
 
-def _keep(file: PublishedFile, place: Path, hub: Hub) -> None:
-    """A file that is used as it is."""
+def keep(file: PublishedFile, place: Path, hub: Hub) -> None:
+    """`file` at `place`, used as it is; what is there already, or in the cache of the library, is not asked for again.
+
+    Raises
+    ------
+    ModelError, PolicyError, StoreError : as `fetch`.
+    """
     if _is_file(place, file, hub):
         return
     cached = _in_library_cache(file, hub)
@@ -219,13 +244,13 @@ def _is_file(path: Path, file: PublishedFile, hub: Hub) -> bool:
     """`path` is the pinned file, byte for byte."""
     if not path.is_file() or path.stat().st_size != file.bytes:
         return False
-    made, done = sha256(), 0
+    made, done = _Sum(file.bytes), 0
     with path.open("rb") as opened:
         while piece := opened.read(READ_BYTES):
             made.update(piece)
             done += len(piece)
             hub.listener(f"checking {file.local_name}", done, file.bytes)
-    return made.hexdigest() == file.sha256
+    return not made.wrong(file)
 
 
 def _in_library_cache(file: PublishedFile, hub: Hub) -> Path | None:
@@ -244,22 +269,26 @@ def download(file: PublishedFile, place: Path, hub: Hub) -> None:
     ------
     ModelError, PolicyError, StoreError : as `fetch`.
     """
-    if is_offline():
-        what = "is not on this machine, and HF_HUB_OFFLINE forbids to ask the hub"
-        fix = "Unset HF_HUB_OFFLINE, or copy the weights folder from a machine that has them."
-        raise ModelError("weights-missing", what, where=_where(file), fix=fix)
+    _need_network(file)
     path = place.with_name(f"{place.name}.partial")
     check_space(place.parent, file.bytes - (path.stat().st_size if path.exists() else 0))
     _patiently(file, hub, lambda: _check_announcement(file, hub), gained=lambda: 0)
     with _Partial(path, file, hub.listener) as partial:
         _patiently(file, hub, lambda: _stream(file, partial, hub), gained=lambda: partial.size)
         partial.sync()
-        found = partial.sha256
-    if found != file.sha256:
+        wrong = partial.wrong
+    if wrong:
         path.unlink()
-        raise _wrong(file, f"its sha256 is {found[:16]}..., not {file.sha256[:16]}...; what was loaded is removed")
+        raise _wrong(file, f"{wrong}; what was loaded is removed")
     os.replace(path, place)
     sync_folder(place.parent)
+
+
+def _need_network(file: PublishedFile) -> None:
+    if is_offline():
+        what = "is not on this machine, and HF_HUB_OFFLINE forbids to ask the hub"
+        fix = "Unset HF_HUB_OFFLINE, or copy the weights folder from a machine that has them."
+        raise ModelError("weights-missing", what, where=_where(file), fix=fix)
 
 
 def _patiently(file: PublishedFile, hub: Hub, attempt: Callable[[], None], *, gained: Callable[[], int]) -> None:
@@ -275,8 +304,45 @@ def _patiently(file: PublishedFile, hub: Hub, attempt: Callable[[], None], *, ga
             hub.wait(min(max(again.after_s, 2.0 ** (failures - 1)), LONGEST_WAIT_S))
 
 
+def announced(file: PublishedFile, hub: Hub, *, most: int) -> PublishedFile:
+    """`file` with its size and the name of its content as the hub tells them; a pinned name stays.
+
+    Parameters
+    ----------
+    most : bytes that no such file exceeds.
+
+    Raises
+    ------
+    ModelError : `weights-missing`: offline; `weights-unreachable`.
+    PolicyError : `weights-hash`: too large, or the hub names no content.
+    """
+    _need_network(file)
+    told: list[tuple[int | None, str]] = []
+    _patiently(file, hub, lambda: told.append(_ask(file, hub)), gained=lambda: 0)
+    size, etag = told[-1]
+    if size is None or size > most:
+        raise _wrong(file, f"the hub announces {size} bytes, more than any such file has")
+    if file.sha256:
+        return replace(file, bytes=size)
+    if re.fullmatch("[0-9a-f]{64}", etag):
+        return replace(file, bytes=size, sha256=etag)
+    if re.fullmatch("[0-9a-f]{40}", etag) and not file.filename.endswith(SUFFIX):
+        return replace(file, bytes=size, blob=etag)
+    raise _wrong(file, f"the hub announces {etag[:16]!r} instead of a sha256")
+
+
 def _check_announcement(file: PublishedFile, hub: Hub) -> None:
     """Ask what the hub would send: another file is refused before its first byte."""
+    size, etag = _ask(file, hub)
+    if size is not None and size != file.bytes:
+        raise _wrong(file, f"the hub announces {size:,} bytes, not {file.bytes:,}")
+    for kind, wanted in (("sha256", file.sha256), ("git blob", file.blob)):  # the hub names large files by their sha256
+        if wanted and len(etag) == len(wanted) and etag != wanted:
+            raise _wrong(file, f"the hub announces {kind} {etag[:16]!r}, not {wanted[:16]!r}")
+
+
+def _ask(file: PublishedFile, hub: Hub) -> tuple[int | None, str]:
+    """(bytes, etag) that the hub names for a file."""
     from huggingface_hub import get_hf_file_metadata
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -288,11 +354,7 @@ def _check_announcement(file: PublishedFile, hub: Hub) -> None:
         raise _refusal(file, hub, error.response.status_code, error.response.headers) from None
     except transport_errors() as error:
         raise _Again(_said(error)) from None
-    if said.size is not None and said.size != file.bytes:
-        raise _wrong(file, f"the hub announces {said.size:,} bytes, not {file.bytes:,}")
-    etag = (said.etag or "").lower()
-    if len(etag) == len(file.sha256) and etag != file.sha256:  # the hub names large files by their sha256
-        raise _wrong(file, f"the hub announces sha256 {etag[:16]!r}, not {file.sha256[:16]!r}")
+    return said.size, (said.etag or "").lower()
 
 
 def _stream(file: PublishedFile, partial: _Partial, hub: Hub) -> None:
@@ -363,6 +425,10 @@ def _said(error: Exception) -> str:
 
 def _unreachable(file: PublishedFile, hub: Hub, why: str) -> ModelError:
     host = urlsplit(hub.endpoint).hostname
+    if file.is_gated and why in ("HTTP 401", "HTTP 403"):
+        fix = f"Accept the licence on {HUB}/{file.repo} and wait for approval; then set HF_TOKEN to a token of that account."
+        what = f"{host} gives this file only to accounts that were approved"
+        return ModelError("weights-unreachable", what, where=_where(file), why=why, fix=fix)
     fix = "Run the same command again: what is here already is kept. HF_ENDPOINT names another hub, HF_TOKEN an account."
     return ModelError("weights-unreachable", f"{host} does not give this file", where=_where(file), why=why, fix=fix)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 from eo_batch.core.errors import IntegrityError
@@ -22,33 +23,39 @@ def stamp_of(place: Path | int) -> Stamp:
 
 
 class Watch:
-    """An open file that must stay as it was at its stamp.
+    """Open files that must stay as they were at their stamps.
 
     Parameters
     ----------
-    path : the file.
-    stamp : its stamp before its sha256 was made.
+    path : the file, or several.
+    stamp : its stamp before its sha256 was made; of several files one each.
 
     Raises
     ------
     IntegrityError : `weights-altered`: it is another file by now.
     """
 
-    def __init__(self, path: Path, stamp: Stamp) -> None:
-        self._path, self._stamp = path, stamp
-        try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            raise self._altered() from None
-        weakref.finalize(self, os.close, self._descriptor)
+    def __init__(self, path: Path | Sequence[Path], stamp: Stamp | Sequence[Stamp]) -> None:
+        paths = (path,) if isinstance(path, Path) else tuple(path)
+        stamps = (stamp,) if isinstance(path, Path) else tuple(stamp)
+        self._files: list[tuple[int, Stamp, Path]] = []
+        for one, known in zip(paths, stamps, strict=True):
+            try:
+                descriptor = os.open(one, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                raise _altered(one) from None
+            weakref.finalize(self, os.close, descriptor)
+            self._files.append((descriptor, known, one))  # type: ignore[arg-type]
         self.check()
 
     def check(self) -> None:
-        """Raise `weights-altered` where somebody has written into the file."""
-        if stamp_of(self._descriptor) != self._stamp:
-            raise self._altered()
+        """Raise `weights-altered` where somebody has written into a file."""
+        for descriptor, stamp, path in self._files:
+            if stamp_of(descriptor) != stamp:
+                raise _altered(path)
 
-    def _altered(self) -> IntegrityError:
-        what = "somebody changed the weights while they were used"
-        fix = "Restore them; replace weights by renaming, never copy over them."
-        return IntegrityError("weights-altered", what, where=str(self._path), fix=fix)
+
+def _altered(path: Path) -> IntegrityError:
+    what = "somebody changed the weights while they were used"
+    fix = "Restore them; replace weights by renaming, never copy over them."
+    return IntegrityError("weights-altered", what, where=str(path), fix=fix)
