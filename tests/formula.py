@@ -45,6 +45,47 @@ def remotesam_state(module: Any, salt: str = REMOTESAM_SALT) -> dict[str, Any]:
     }
 
 
+def rsrefseg_value(key: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
+    """The formula's value of one floating tensor of a checkpoint of RSRefSeg, float32."""
+    if key == "sam_prompt_encoder.model.shared_embedding.positional_embedding":  # a copy
+        key = "backbone.base_model.model.shared_image_embedding.positional_embedding"
+    n = named_normal(f"{seed}:{key}", shape)
+    if key.endswith("positional_embedding"):
+        return n.astype(np.float32)
+    if key.endswith("logit_scale"):
+        return (3.5 + 0.1 * n).astype(np.float32)
+    if key.endswith("logit_bias"):
+        return (0.1 * n - 1).astype(np.float32)
+    if key.endswith("running_var"):
+        return (1 + 0.1 * np.abs(n)).astype(np.float32)
+    if len(shape) >= 2 and not key.endswith("pos_embed"):
+        return (n / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+    return (1 + 0.1 * n if key.endswith("weight") else 0.1 * n).astype(np.float32)
+
+
+def rsrefseg_state(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Any]:
+    """A checkpoint of RSRefSeg in the layout of its training, from names and shapes."""
+    import torch
+
+    counter = torch.tensor(0)
+    return {
+        key: counter.clone() if key.endswith("num_batches_tracked") else torch.from_numpy(rsrefseg_value(key, tuple(shape), seed))
+        for key, shape in shapes.items()
+    }
+
+
+def waves(height: int, width: int, seed: int) -> NDArray[np.uint8]:
+    """The picture (height, width, 3) of a seed: waves and a disc."""
+    y, x = np.mgrid[:height, :width].astype(np.float64)
+    made = []
+    for c in range(3):
+        v = np.sin(0.071 * (c + 1) * x + 0.013 * seed) + np.cos(0.053 * (c + 2) * y - 0.029 * seed)
+        v += np.sin(0.0019 * (seed + 3) * (x - 0.5 * width) * (y - 0.5 * height) / np.sqrt(height * width) * 8 + c)
+        inside = (x - width * (0.3 + 0.05 * c)) ** 2 + (y - height * (0.6 - 0.07 * c)) ** 2 < (0.18 * min(height, width)) ** 2
+        made.append(np.clip(np.floor(127.5 + 42 * (v + 1.2 * inside)), 0, 255))
+    return np.stack(made, axis=-1).astype(np.uint8)
+
+
 def _gain(key: str) -> float:
     if key == "classifier.conv1_1.weight":
         return 3.0
