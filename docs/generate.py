@@ -51,7 +51,7 @@ def pipeline_page() -> str:
         "# Pipeline files\n",
         MADE,
         "A pipeline is one TOML file: a map product. Data, never code: no interpolation, no includes. An unknown key is an error",
-        "with a suggestion. `[limits]` and `[cluster]` never change a result, and neither does `grid.chunk_px`.",
+        "with a suggestion. `[limits]`, `[cache]` and `[cluster]` never change a result, and neither does `grid.chunk_px`.",
         "Start from one of `eo-batch pipelines list`.\n",
         "## The top of the file\n",
         _table({"name": PipelineSpec.model_fields["name"]}),

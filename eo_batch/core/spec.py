@@ -131,6 +131,21 @@ class LimitsSpec(_Table):
     max_failed_percent: float = Field(5.0, ge=0, le=100, description="stop early when more chunks than this have failed")
 
 
+class CacheSpec(_Table):
+    """`[cache]`: what is kept beside the result to save work later. Never changes a result."""
+
+    features: bool = Field(
+        False, description="keep what the segmenter makes of each window before it hears a prompt, in RUN/features"
+    )
+    features_gb: float | None = Field(None, gt=0, description="most disk for it; when it is used up, nothing more is kept")
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> CacheSpec:
+        if self.features_gb is not None and not self.features:
+            raise ValueError("features_gb limits nothing without features = true")
+        return self
+
+
 class ClusterSpec(_Table):
     """`[cluster]`: who computes. Never changes a result."""
 
@@ -150,6 +165,7 @@ class PipelineSpec(_Table):
     prompts: list[PromptSpec] = Field(min_length=1, max_length=256)
     output: OutputSpec = OutputSpec()
     limits: LimitsSpec = LimitsSpec()
+    cache: CacheSpec = CacheSpec()
     cluster: ClusterSpec = ClusterSpec()
 
     @property
@@ -174,8 +190,8 @@ class PipelineSpec(_Table):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that decides the result, as JSON values: all tables but limits and cluster."""
-        return self.model_dump(mode="json", exclude={"limits", "cluster"})
+        """Everything that decides the result, as JSON values: all tables but limits, cache and cluster."""
+        return self.model_dump(mode="json", exclude={"limits", "cache", "cluster"})
 
     @property
     def digest(self) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from eo_batch.core.errors import IntegrityError, ModelError
 from eo_batch.core.grid import Chunk, Grid, Window
 from eo_batch.core.prompts import PromptSet
-from eo_batch.models.segmenter import FLOAT_BYTES, Segmenter, SegmenterInfo
+from eo_batch.models.segmenter import FLOAT_BYTES, Segmenter, SegmenterInfo, feature_keeper
 
 TAPER_FLOOR = 0.01
 """Smallest weight of the taper before it is normalised: at the outermost pixel of a window."""
@@ -27,6 +27,8 @@ PROBE_SEED = 20150623
 """Seed of the windows that `probe_segmenter` shows; any fixed number does."""
 
 Fill = Callable[[NDArray[np.float32], NDArray[np.bool_]], None]
+Encode = Callable[[NDArray[np.float32]], Any]
+"""Image features of windows: what `Segmenter.encode_images` is, or what gives the same from somewhere else."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ def score_chunk(
     chunk: Chunk,
     prompts: int,
     batch: int,
+    encode: Encode | None = None,
 ) -> NDArray[np.float32]:
     """Blended logits of the interior of `chunk`, float32 (prompt, y, x); NaN where not `valid` or not `inside`.
 
@@ -68,6 +71,7 @@ def score_chunk(
     valid : bool (y, x) over the padded chunk.
     inside : bool (y, x) over the interior: pixel centre lies in the region.
     batch : windows per call of the segmenter; the last batch repeats its last window, and its answers are dropped.
+    encode : what gives the features of a batch; None: the segmenter's own `encode_images`.
 
     Raises
     ------
@@ -86,7 +90,7 @@ def score_chunk(
         for slot in range(batch):
             window = some[min(slot, len(some) - 1)]
             _cut(pixels, valid, fill, window=window, chunk=chunk, out=images[slot])
-        answers = _ask(segmenter, images, prompt_features, prompts=prompts, where=f"chunk {chunk.key}")
+        answers = _ask(segmenter, images, prompt_features, prompts=prompts, where=f"chunk {chunk.key}", encode=encode)
         for window, answer in zip(some, answers, strict=False):
             _check_finite(answer, images, window=window, where=f"chunk {chunk.key}")
             _add(logits, answer, weights, window=window, chunk=chunk)
@@ -173,16 +177,36 @@ def window_weights(window_px: int, stride_px: int) -> NDArray[np.float32]:
     return weights
 
 
-def inference_bytes(info: SegmenterInfo, grid: Grid, *, bands: int, prompts: int, batch: int) -> int:
-    """Estimated peak memory in bytes of `score_chunk` for a full chunk, its inputs not included."""
+def inference_bytes(
+    info: SegmenterInfo, grid: Grid, *, bands: int, prompts: int, batch: int, keeps_features: bool = False
+) -> int:
+    """Estimated peak memory in bytes of `score_chunk` for a full chunk, its inputs not included.
+
+    Parameters
+    ----------
+    keeps_features : features of windows are read from files and written there: a batch of them, and one on its way.
+    """
     logits = FLOAT_BYTES * prompts * grid.chunk_px * grid.chunk_px
     call = info.memory_bytes(bands=bands, prompts=prompts, window_px=grid.window_px, batch=batch)
     filling = 0 if info.pixelwise else FILL_BYTES * grid.window_px * grid.window_px
-    return logits + call + filling + 2 * grid.chunk_px * grid.chunk_px
+    keeping = (batch + 1) * info.feature_bytes if keeps_features else 0
+    return logits + call + filling + keeping + 2 * grid.chunk_px * grid.chunk_px
 
 
-def probe_segmenter(segmenter: Segmenter, prompts: PromptSet, bands: Sequence[str], *, window_px: int, batch: int) -> ProbeReport:
+def probe_segmenter(
+    segmenter: Segmenter,
+    prompts: PromptSet,
+    bands: Sequence[str],
+    *,
+    window_px: int,
+    batch: int,
+    keeps_features: bool = False,
+) -> ProbeReport:
     """Show a segmenter made-up windows once before a run, and see whether its answers can be trusted.
+
+    Parameters
+    ----------
+    keeps_features : also see whether features that were written down and read back give the same answers.
 
     Raises
     ------
@@ -205,6 +229,8 @@ def probe_segmenter(segmenter: Segmenter, prompts: PromptSet, bands: Sequence[st
             where=where,
             fix="A run could not be resumed or checked. Switch off what is random in it (dropout, autotuning, atomics).",
         )
+    if keeps_features:
+        _probe_kept(segmenter, images, features, first, where=where)
     independent = True
     if batch > 1:
         mixed = images.copy()
@@ -212,6 +238,24 @@ def probe_segmenter(segmenter: Segmenter, prompts: PromptSet, bands: Sequence[st
         moved = _ask(segmenter, mixed, features, prompts=len(prompts), where=where)
         independent = np.array_equal(moved[0], first[1]) and all(np.array_equal(answer, first[0]) for answer in moved[1:])
     return ProbeReport(independent, (float(first.min()), float(first.max())))
+
+
+def _probe_kept(
+    segmenter: Segmenter, images: NDArray[np.float32], features: Any, expected: NDArray[np.float32], *, where: str
+) -> None:
+    keeper = feature_keeper(segmenter)
+    assert keeper is not None
+    kept = [
+        {name: part.copy() for name, part in window.items()} for window in keeper.dump_features(segmenter.encode_images(images))
+    ]
+    again = _ask(segmenter, images, features, prompts=expected.shape[1], where=where, encode=lambda _: keeper.load_features(kept))
+    if again.tobytes() != expected.tobytes():
+        raise IntegrityError(
+            "nondeterministic-output",
+            "features that were kept gave other logits than those just computed",
+            where=where,
+            fix="Set cache.features = false. This is a bug of the segmenter: report it to its makers.",
+        )
 
 
 def _batches(windows: list[Window], batch: int) -> Iterator[list[Window]]:
@@ -243,10 +287,18 @@ def _add(
     logits[:, rows.within(chunk.rows), cols.within(chunk.cols)] += answer[:, *here] * weights[here]
 
 
-def _ask(segmenter: Segmenter, images: NDArray[np.float32], features: Any, *, prompts: int, where: str) -> NDArray[np.float32]:
+def _ask(
+    segmenter: Segmenter,
+    images: NDArray[np.float32],
+    features: Any,
+    *,
+    prompts: int,
+    where: str,
+    encode: Encode | None = None,
+) -> NDArray[np.float32]:
     name = segmenter.info.name
     try:
-        answers = segmenter.decode(segmenter.encode_images(images), features)
+        answers = segmenter.decode((encode or segmenter.encode_images)(images), features)
     except MemoryError:
         raise ModelError(
             "model-oom",

@@ -5,9 +5,10 @@ Wherever windows, batches or chunks are put together wrongly, its map shows a se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from eo_batch.core.digest import digest, sha256
 from eo_batch.core.errors import ConfigError
 from eo_batch.core.prompts import PromptSet
 from eo_batch.core.spec import ModelSpec
-from eo_batch.models.segmenter import SegmenterInfo
+from eo_batch.models.segmenter import FLOAT_BYTES, SegmenterInfo
 
 ALGORITHM = "window-mean/1"
 GAIN = 8.0
@@ -38,11 +39,13 @@ class WindowMean:
     band : position of the band that is looked at.
     cost : rounds of eight passes of a five-point smoothing over the window; about 0.3 ms each at 512 px, so that 500 cost
         as much as a small network.
+    window_px : side of the windows of the run, for what `plan` says of kept features.
     """
 
     bands: tuple[str, ...]
     band: int = 0
     cost: int = 0
+    window_px: int = 512
     info: SegmenterInfo = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,6 +56,7 @@ class WindowMean:
             shares_image_features=True,
             pixel_bytes=12,
             prompt_pixel_bytes=0,
+            feature_bytes=FLOAT_BYTES * self.window_px * self.window_px,
         )
         object.__setattr__(self, "info", info)
 
@@ -75,6 +79,14 @@ class WindowMean:
     def decode(self, image_features: NDArray[np.float32], prompt_features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits, float32 (n, prompt, h, w)."""
         return image_features[:, None] + prompt_features[:, None, None]
+
+    def dump_features(self, image_features: NDArray[np.float32]) -> list[dict[str, NDArray[Any]]]:
+        """See `FeatureKeeper.dump_features`."""
+        return [{"logits": window} for window in image_features]
+
+    def load_features(self, windows: Sequence[Mapping[str, NDArray[Any]]]) -> NDArray[np.float32]:
+        """See `FeatureKeeper.load_features`."""
+        return np.stack([window["logits"] for window in windows])
 
 
 def smooth(plane: NDArray[np.float32], *, passes: int) -> NDArray[np.float32]:
@@ -131,4 +143,4 @@ def load_window_mean(model: ModelSpec, bands: Sequence[str]) -> WindowMean:
         raise ConfigError("config-invalid", f'band "{band}" is not in source.bands', where="model.options.band")
     if not isinstance(cost, int) or isinstance(cost, bool) or not 0 <= cost <= 100_000:
         raise ConfigError("config-invalid", f"cost {cost!r} is not a whole number in 0..100000", where="model.options.cost")
-    return WindowMean(tuple(bands), list(bands).index(str(band)), cost)
+    return WindowMean(tuple(bands), list(bands).index(str(band)), cost, model.window_px)

@@ -123,7 +123,7 @@ class FeatureKeeper(Protocol):
 
         Parameters
         ----------
-        windows : as `dump_features` gave them; the arrays may be read-only, and the same window may stand here twice.
+        windows : as `dump_features` gave them; the same window may stand here twice.
         """
         ...
 

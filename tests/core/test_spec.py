@@ -146,8 +146,22 @@ def test_file_without_anything_is_refused():
         parse("")
 
 
-def test_limits_and_cluster_are_not_part_of_the_identity():
-    assert parse(PIPELINE + '[limits]\nmemory_gb = 3\n[cluster]\nkind = "serial"\n').digest == parse().digest
+def test_limits_cache_and_cluster_are_not_part_of_the_identity():
+    tables = '[limits]\nmemory_gb = 3\n[cache]\nfeatures = true\nfeatures_gb = 2\n[cluster]\nkind = "serial"\n'
+    assert parse(PIPELINE + tables).digest == parse().digest
+
+
+def test_no_features_are_kept_unless_somebody_asks():
+    assert not parse().cache.features
+
+
+@pytest.mark.parametrize(
+    ("table", "text"),
+    [("features_gb = 3", "cache: features_gb limits nothing"), ("features = true\nfeatures_gb = 0", "cache.features_gb")],
+)
+def test_limit_of_the_cache_that_makes_no_sense_is_refused(table, text):
+    with pytest.raises(ConfigError, match=text):
+        parse(f"{PIPELINE}[cache]\n{table}\n")
 
 
 @pytest.mark.parametrize(

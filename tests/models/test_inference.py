@@ -361,3 +361,49 @@ def test_memory_estimate_grows_with_batch_and_covers_the_arrays_that_must_exist(
     small, large = (inference_bytes(info, grid, bands=4, prompts=3, batch=batch) for batch in (1, 8))
     assert small >= 3 * 256 * 256 * 4 + 48 * 48 * 4 * (4 + 3) + 1000
     assert large - small == 7 * 48 * 48 * (4 * 4 + 8 + 3 * (4 + 4))
+
+
+def test_features_from_elsewhere_are_asked_for_batch_by_batch_and_give_the_same_bits(world):
+    grid, segmenter, asked = grid_of(64), WindowMean(("green", "nir"), cost=2), []
+
+    def encode(images: np.ndarray) -> np.ndarray:
+        asked.append(images.shape)
+        return segmenter.encode_images(images)
+
+    chunk = next(grid.chunks(0))
+    padded, interior = world.cut(chunk.padded_rows, chunk.padded_cols), world.cut(chunk.rows, chunk.cols)
+    places = {"pixels": world.pixels[:, *padded], "valid": world.valid[padded], "inside": world.inside[interior]}
+    features = segmenter.encode_prompts(PROMPTS)
+    plain, hooked = (
+        score_chunk(segmenter, features, **places, grid=grid, chunk=chunk, prompts=2, batch=3, encode=how)
+        for how in (None, encode)
+    )
+    assert plain.tobytes() == hooked.tobytes()
+    assert set(asked) == {(3, 2, 48, 48)}
+
+
+@dataclass(frozen=True)
+class Forgetful(WindowMean):
+    """Gives back what it kept, but for the last bits."""
+
+    def load_features(self, windows):
+        return super().load_features(windows).astype(np.float16).astype(np.float32)
+
+
+def test_probe_accepts_features_that_come_back_as_they_were():
+    probe_segmenter(WindowMean(("green",)), PROMPTS, ("green",), window_px=16, batch=2, keeps_features=True)
+
+
+def test_probe_refuses_a_segmenter_that_keeps_its_features_badly():
+    probe_segmenter(Forgetful(("green",)), PROMPTS, ("green",), window_px=16, batch=2)
+    with pytest.raises(IntegrityError, match="features that were kept gave other logits") as caught:
+        probe_segmenter(Forgetful(("green",)), PROMPTS, ("green",), window_px=16, batch=2, keeps_features=True)
+    assert caught.value.code == "nondeterministic-output"
+
+
+def test_memory_counts_a_batch_of_kept_features():
+    info, grid = replace(WindowMean(("green",)).info, feature_bytes=1000), grid_of(64)
+    with_them, without = (
+        inference_bytes(info, grid, bands=1, prompts=1, batch=4, keeps_features=keeps) for keeps in (True, False)
+    )
+    assert with_them - without == 5000
