@@ -19,6 +19,8 @@ from eo_batch.core.records import Scene
 from eo_batch.models.inference import score_chunk
 from eo_batch.models.registry import load_segmenter
 from eo_batch.models.segmenter import Segmenter
+from eo_batch.outputs.store import Store
+from eo_batch.run.features import FeatureCache, open_features
 from eo_batch.run.manifest import RunInputs
 from eo_batch.run.stopwatch import Stopwatch
 from eo_batch.sources.stack import SceneSource, open_source
@@ -37,6 +39,7 @@ class Answered:
     skipped : positions of the items that were left out because a file of theirs is not there.
     bytes_read : bytes of pixels decoded from assets, for telemetry.
     files : path in the run directory -> sha256 of what the answers have put there already, as it would be written.
+    notes : what people should know that is no part of the answer.
     """
 
     masks: NDArray[np.uint8]
@@ -47,6 +50,7 @@ class Answered:
     skipped: tuple[int, ...] = ()
     bytes_read: int = 0
     files: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 class Answers(Protocol):
@@ -68,13 +72,19 @@ class Answers(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class FreshAnswers:
-    """Answers from the pixels of scenes and a segmenter."""
+    """Answers from the pixels of scenes and a segmenter.
+
+    Parameters
+    ----------
+    features : where features of windows are kept; None: they are computed whenever they are needed.
+    """
 
     inputs: RunInputs
     source: SceneSource
     segmenter: Segmenter
     prompts: PromptSet
     prompt_features: Any
+    features: FeatureCache | None = None
 
     def answer(self, chunk: Chunk, inside: NDArray[np.bool_], clock: Stopwatch) -> Answered:
         """See `Answers.answer`."""
@@ -86,7 +96,8 @@ class FreshAnswers:
         rows, cols = chunk.rows.within(chunk.padded_rows), chunk.cols.within(chunk.padded_cols)
         observed = scene.valid[rows, cols] & inside
         masks, scores = self._score(scene, observed, inside, chunk, clock) if observed.any() else self._nothing(chunk)
-        return Answered(masks, scores, observed, scene.items, scene.contributed, scene.skipped, scene.bytes_read)
+        notes = self.features.take_notes() if self.features else ()
+        return Answered(masks, scores, observed, scene.items, scene.contributed, scene.skipped, scene.bytes_read, notes=notes)
 
     def _read(self, chunk: Chunk, inside: NDArray[np.bool_]) -> Scene | None:
         step = self.inputs.steps[chunk.t]
@@ -109,6 +120,7 @@ class FreshAnswers:
                 chunk=chunk,
                 prompts=len(self.prompts),
                 batch=self.inputs.request.spec.model.batch,
+                encode=self.features.encode if self.features else None,
             )
         with clock("decide"):
             scores = quantise_scores(logits, observed)
@@ -120,9 +132,21 @@ class FreshAnswers:
         return empty, empty
 
 
-def fresh_answers(inputs: RunInputs, prompts: PromptSet, segmenter: Segmenter | None = None) -> FreshAnswers:
-    """Answers to `prompts` of a run: opens the source, loads the segmenter, encodes the prompts."""
+def fresh_answers(
+    inputs: RunInputs, prompts: PromptSet, segmenter: Segmenter | None = None, *, store: Store | None = None
+) -> FreshAnswers:
+    """Answers to `prompts` of a run: opens the source, loads the segmenter, encodes the prompts.
+
+    Parameters
+    ----------
+    store : of the run, where features of windows are kept if the pipeline asks for it; None: nowhere.
+
+    Raises
+    ------
+    ConfigError : `config-invalid`: features of this segmenter cannot be kept.
+    """
     spec = inputs.request.spec
     segmenter = segmenter or load_segmenter(spec.model, spec.source.bands)
+    features = None if store is None else open_features(store, segmenter, spec.cache)
     source = open_source(inputs.items, inputs.grid, spec, inputs.request.catalog)
-    return FreshAnswers(inputs, source, segmenter, prompts, segmenter.encode_prompts(prompts))
+    return FreshAnswers(inputs, source, segmenter, prompts, segmenter.encode_prompts(prompts), features)
