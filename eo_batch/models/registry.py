@@ -18,6 +18,7 @@ from eo_batch.core.errors import ConfigError, EoBatchError, ModelError
 from eo_batch.core.spec import ModelSpec
 from eo_batch.models.segmenter import Segmenter
 from eo_batch.models.weights import are_present
+from eo_batch.models.weights.published import fetch_command
 
 GROUP = "eo_batch.segmenters"
 """Entry point group in which installed packages offer segmenters."""
@@ -40,7 +41,7 @@ class SegmenterEntry:
     target : `module:function` of its factory.
     needs : importable modules that it cannot do without.
     extra : extra of eo-batch that brings those modules, or "".
-    weights : name of the published weights that it answers with, or "".
+    weights : names of the published weights that it answers with; none where it needs none.
     has_threads : its option `threads` says how many threads one call takes on a CPU.
     """
 
@@ -51,7 +52,7 @@ class SegmenterEntry:
     target: str
     needs: tuple[str, ...] = ()
     extra: str = ""
-    weights: str = ""
+    weights: tuple[str, ...] = ()
     has_threads: bool = False
 
     @property
@@ -76,9 +77,8 @@ class SegmenterEntry:
         """ "ready", or what is missing and the command that brings it; files of weights are looked for, not read."""
         if not self.is_available:
             return f"needs libraries: {self.advice}"
-        if self.weights and not are_present(self.weights):
-            return f"weights missing: eo-batch models fetch {self.weights}"
-        return "ready"
+        missing = [fetch_command(name) for name in self.weights if not are_present(name)]
+        return f"weights missing: {', '.join(missing)}" if missing else "ready"
 
 
 BUILT_IN: Mapping[str, SegmenterEntry] = MappingProxyType(
@@ -100,7 +100,17 @@ BUILT_IN: Mapping[str, SegmenterEntry] = MappingProxyType(
                 "eo_batch.models.remotesam.segmenter:load_remotesam",
                 ("torch", "transformers", "safetensors"),
                 "models",
-                "remotesam",
+                ("remotesam",),
+                has_threads=True,
+            ),
+            SegmenterEntry(
+                "rsrefseg",
+                "a network that draws what a sentence refers to; one look at a window serves all prompts (arXiv 2501.06809)",
+                "Apache-2.0 (code and foundation weights); no trained weights are published",
+                "built in",
+                "eo_batch.models.rsrefseg.segmenter:load_rsrefseg",
+                ("torch", "transformers", "tokenizers", "safetensors"),
+                "models",
                 has_threads=True,
             ),
             SegmenterEntry(

@@ -1,7 +1,7 @@
-"""From a prompt to the numbers that SigLIP's text tower reads: its SentencePiece words, and the end mark last.
+"""From a prompt to the numbers that the text encoder reads: SigLIP's SentencePiece words (or CLIP's), the end mark last.
 
-There is no mask and no padding: the tower's pooled vector is that of the last position, so every prompt is read at its
-own length (arXiv 2303.15343 and the published tokenizer settings).
+There is no mask and no padding: the pooled vector is that of the last position, so every prompt is read at its own length
+(arXiv 2303.15343 and the published tokenizer settings).
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from eo_batch.core.digest import sha256
 from eo_batch.core.errors import ModelError
 
 POSITIONS = 64
-"""Places of the text tower, the end mark's included."""
-END, END_NUMBER = "</s>", 1
+"""Places of SigLIP's text encoder, the end mark's included."""
 UNKNOWN = "<unk>"
 BLANK = "\u2581"
 """What SentencePiece writes for a blank."""
@@ -34,6 +33,29 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How a text encoder was taught to read.
+
+    Parameters
+    ----------
+    name : of the encoder, for messages.
+    begin, end : marks before and behind a text; "": none.
+    end_number : what the end mark must be; None: anything.
+    drops_punctuation : ASCII punctuation is no part of a text.
+    """
+
+    name: str
+    begin: str
+    end: str
+    end_number: int | None
+    drops_punctuation: bool
+
+
+SIGLIP = Reading("SigLIP", "", "</s>", 1, drops_punctuation=True)
+CLIP = Reading("CLIP", "<|startoftext|>", "<|endoftext|>", None, drops_punctuation=False)
+
+
+@dataclass(frozen=True)
 class TokenisedText:
     """A sentence as the network reads it.
 
@@ -41,24 +63,21 @@ class TokenisedText:
     ----------
     text : the sentence, cleaned.
     pieces : all its word pieces; those that the network does not read included.
-    ids : int64 (tokens,): numbers of the pieces that are read, the end mark last.
-    unknown : pieces among them that the vocabulary does not have.
+    read : pieces that the network reads.
+    ids : int64 (tokens,): their numbers between the marks, the end mark last.
+    unknown : how many of them the vocabulary does not have.
     """
 
     text: str
     pieces: tuple[str, ...]
+    read: tuple[str, ...]
     ids: NDArray[np.int64]
     unknown: int
 
     @property
-    def read(self) -> tuple[str, ...]:
-        """Pieces that the network reads."""
-        return self.pieces[: len(self.ids) - 1]
-
-    @property
     def is_cut(self) -> bool:
         """Some pieces are not read."""
-        return len(self.pieces) >= len(self.ids)
+        return len(self.pieces) > len(self.read)
 
     @property
     def has_words(self) -> bool:
@@ -66,9 +85,10 @@ class TokenisedText:
         return any(piece.strip(BLANK) for piece in self.pieces)
 
 
-def clean(text: str) -> str:
-    """What SigLIP reads of a text: lower case, without ASCII punctuation, one blank between words."""
-    return " ".join(re.split(r"\s+", text.lower().translate(_NO_PUNCTUATION))).strip()
+def clean(text: str, reading: Reading = SIGLIP) -> str:
+    """What is read of a text: lower case, for SigLIP without ASCII punctuation, one blank between words."""
+    lowered = text.lower()
+    return re.sub(r"\s+", " ", lowered.translate(_NO_PUNCTUATION) if reading.drops_punctuation else lowered).strip()
 
 
 class Tokenizer:
@@ -77,20 +97,24 @@ class Tokenizer:
     Parameters
     ----------
     path : the file.
+    reading : how the text encoder was taught to read.
     positions : most numbers that are made of a sentence.
 
     Raises
     ------
-    ModelError : `model-load`: not readable, too large, no tokenizer, or one without SigLIP's end mark.
+    ModelError : `model-load`: not readable, too large, no tokenizer, or one of another text encoder.
     """
 
-    def __init__(self, path: Path, *, positions: int = POSITIONS) -> None:
-        self.path, self.positions = path, positions
+    def __init__(self, path: Path, *, reading: Reading = SIGLIP, positions: int = POSITIONS) -> None:
+        self.path, self.reading, self.positions = path, reading, positions
         data = _read(path)
         self.sha256 = sha256(data)
         self._tokenizer = _open(data, path)
-        if self._tokenizer.token_to_id(END) != END_NUMBER:
-            raise _unusable(path, f"has no end mark {END} with the number {END_NUMBER}", "it is no tokenizer of SigLIP")
+        self._begin = [self._mark(reading.begin)] if reading.begin else []
+        self._end = self._mark(reading.end)
+        if reading.end_number not in (None, self._end):
+            what = f"numbers the end mark {reading.end} {self._end} instead of {reading.end_number}"
+            raise _unusable(path, what, f"it is no tokenizer of {reading.name}")
         self._unknown = self._tokenizer.token_to_id(UNKNOWN)
 
     def __len__(self) -> int:
@@ -98,13 +122,20 @@ class Tokenizer:
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def __call__(self, text: str) -> TokenisedText:
-        """The numbers of a sentence: its pieces and the end mark, cut so that the end mark is the last number that is read."""
-        cleaned = clean(text)
+        """The numbers of a sentence: its pieces between the marks, cut so that the end mark is the last number that is read."""
+        cleaned = clean(text, self.reading)
         with _judging(self.path):
             encoded = self._tokenizer.encode(cleaned, add_special_tokens=False)
-        numbers = encoded.ids[: self.positions - 1]
-        unknown = sum(number == self._unknown for number in numbers)
-        return TokenisedText(cleaned, tuple(encoded.tokens), np.array([*numbers, END_NUMBER], np.int64), unknown)
+        most = max(self.positions - 1 - len(self._begin), 0)
+        numbers, pieces = encoded.ids[:most], tuple(encoded.tokens)
+        ids = np.array([*self._begin, *numbers, self._end], np.int64)
+        return TokenisedText(cleaned, pieces, pieces[:most], ids, sum(number == self._unknown for number in numbers))
+
+    def _mark(self, name: str) -> int:
+        number = self._tokenizer.token_to_id(name)
+        if number is None:
+            raise _unusable(self.path, f"has no mark {name}", f"it is no tokenizer of {self.reading.name}")
+        return int(number)
 
 
 def find_tokenizer(*folders: Path) -> Path | None:
@@ -123,6 +154,7 @@ def _open(data: bytes, path: Path) -> Any:
         tokenizer = Library.from_str(data.decode("utf-8")) if is_json else tokenizer_of(read_pieces(data))
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True  # a mark that somebody writes into a prompt is text
     return tokenizer
 
 

@@ -151,7 +151,7 @@ def hostile() -> dict[str, tuple[bytes, str]]:
         "bpe": (spiece(pieces, model=2), "no unigram model"),
         "other blanks": (spiece(pieces, blanks=0), "blanks in another way"),
         "rules": (spiece(pieces, rules=b"\xff" * 40), "is no tokenizer"),
-        "no end mark": (spiece([(text.replace("</s>", "<s>"), score, kind) for text, score, kind in pieces]), "no end mark"),
+        "no end mark": (spiece([(text.replace("</s>", "<s>"), score, kind) for text, score, kind in pieces]), "has no mark </s>"),
     }
 
 

@@ -1,0 +1,136 @@
+"""RSRefSeg in memory: how its file becomes a network, and what is asked of it."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field, fields
+
+import torch
+from torch import Tensor
+
+from eo_batch.core.errors import ConfigError, ModelError
+from eo_batch.models.engine import Engine, find_device, open_once
+from eo_batch.models.rsrefseg.config import RSRefSegConfig
+from eo_batch.models.rsrefseg.network import ImageFeatures, PromptFeatures, RSRefSeg
+from eo_batch.models.rsrefseg.pictures import enlarge
+from eo_batch.models.weights import WeightFiles, read_weights
+from eo_batch.models.weights.watch import Watch
+
+PARTS = tuple(part.name for part in fields(ImageFeatures))
+"""What is kept of an image, each (B, ...)."""
+
+
+@dataclass(frozen=True, eq=False)
+class RSRefSegEngine(Engine[RSRefSeg]):
+    """The network, and the features of what it was asked.
+
+    Parameters
+    ----------
+    prompts : tokens -> their features.
+    """
+
+    segmenter: str = "rsrefseg"
+    prompts: dict[bytes, PromptFeatures] = field(default_factory=dict)
+
+    def encode_sentence(self, ids: Tensor, *, threads: int) -> PromptFeatures:
+        """Features of one sentence, int64 (tokens,), at its own length; computed at its first asking.
+
+        Raises
+        ------
+        ModelError : `model-oom`.
+        """
+        key = ids.numpy().tobytes()
+        if key not in self.prompts:
+            with self.computing(threads, f"{len(ids)} tokens"):
+                self.prompts[key] = self.network.encode_prompts([ids.to(self.device)])
+        return self.prompts[key]
+
+    def encode_pixels(self, pixels: Tensor, *, threads: int) -> tuple[ImageFeatures, ...]:
+        """What no prompt changes of windows, float32 (n, 3, side, side) in 0..1: one entry for all that are computed together.
+
+        Raises
+        ------
+        ModelError : `model-oom`.
+        """
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory()  # by this worker, while the GPU computes for another one
+
+        def see(first: int, end: int) -> ImageFeatures:
+            with self.computing(threads, f"{end - first} windows of {pixels.shape[-1]} px"):
+                return self.network.encode_images(pixels[first:end].to(self.device, non_blocking=True))
+
+        return tuple(self.by_room("see", see, len(pixels), most=len(pixels) if self.together else 1))
+
+    def answer(self, windows: ImageFeatures, prompt: PromptFeatures, shape_yx: tuple[int, int], *, threads: int) -> Tensor:
+        """Logits of the windows of one entry, float32 (n, h, w) on the CPU, resized to the network's side, then to `shape_yx`.
+
+        Raises
+        ------
+        ModelError : `model-oom`.
+        """
+        count, side = len(windows), self.network.config.image_px
+
+        def decide(first: int, end: int) -> Tensor:
+            some = windows if end - first == count else _slice(windows, first, end)
+            with self.computing(threads, f"{end - first} windows and a prompt"):
+                return enlarge(self.network.decode(some, prompt), side, *shape_yx)[:, 0]
+
+        # copied without the lock: the GPU may begin with what another worker asks, after this
+        return torch.cat([part.cpu() for part in self.by_room("decide", decide, count, most=count)])
+
+    @property
+    def feature_bytes(self) -> int:
+        """Bytes of what is kept of one window for all prompts."""
+        config, size = self.network.config, self.dtype.itemsize
+        patches = config.grid**2
+        embedding = config.sam_width * config.sam_grid**2
+        return size * embedding + torch.float32.itemsize * config.width * patches + size * 3 * config.sam_width * patches
+
+    def join(self, parts: list[tuple[Tensor, ...]]) -> tuple[ImageFeatures, ...]:
+        """Entries, as `encode_pixels` gives them, of the parts (each (1, ...), as `PARTS`) of single windows."""
+        if not self.together:
+            return tuple(ImageFeatures(*(part.to(self.device) for part in window)) for window in parts)
+        return (ImageFeatures(*(torch.cat(part).to(self.device) for part in zip(*parts, strict=True))),)
+
+
+def open_engine(files: WeightFiles, *, device: str, precision: str) -> RSRefSegEngine:
+    """The network of `files`; the one that this process already holds, if it does.
+
+    Parameters
+    ----------
+    device : "cpu", "cuda", or "auto": a GPU where there is one.
+    precision : "float32", "bfloat16" or "float16".
+
+    Raises
+    ------
+    ModelError : `model-load`.
+    IntegrityError : `weights-altered`: the file is no longer the one whose sha256 is in `files`.
+    ConfigError, ResourceError : as `find_device`.
+    """
+    place = find_device(device)
+
+    def make(lock: threading.Lock) -> RSRefSegEngine:
+        watch = Watch(files.weights, files.stamp)
+        network = _load(files).requires_grad_(False)
+        dtype: torch.dtype = getattr(torch, precision)
+        network.place(place, dtype)
+        watch.check()
+        on_gpu = place.type != "cpu"
+        return RSRefSegEngine(network, place, dtype, together=on_gpu, lock=lock, watch=None if on_gpu else watch)
+
+    return open_once(RSRefSegEngine, (files.sha256, precision), place, make)
+
+
+def _load(files: WeightFiles) -> RSRefSeg:
+    where = str(files.weights)
+    try:
+        config = RSRefSegConfig.from_dict(files.config)
+    except (ConfigError, TypeError) as error:
+        fix = "Convert the checkpoint again: eo-batch models convert FILE --network rsrefseg --config CONFIG.json."
+        raise ModelError("model-load", "does not describe an RSRefSeg network", where=where, why=str(error), fix=fix) from None
+    tensors, _ = read_weights(files.weights)
+    return RSRefSeg.from_state(tensors, config, where=where)
+
+
+def _slice(windows: ImageFeatures, first: int, end: int) -> ImageFeatures:
+    return ImageFeatures(*(getattr(windows, name)[first:end] for name in PARTS))
