@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,19 @@ from numpy.typing import NDArray
 
 from eo_batch.core.errors import ResourceError
 from eo_batch.core.grid import Grid
+from eo_batch.core.prompts import PromptSet
 from eo_batch.core.region import Region, RegionOnGrid
+from eo_batch.core.spec import CacheSpec
 from eo_batch.models.inference import inference_bytes
 from eo_batch.models.registry import load_segmenter
 from eo_batch.models.segmenter import Segmenter
+from eo_batch.outputs.store import Store
 from eo_batch.run.coverage import Coverage, coverage_of
 from eo_batch.run.events import Event, Listener, silent
 from eo_batch.run.executors import check_kind
+from eo_batch.run.features import FOLDER, check_keeps, kept_features
 from eo_batch.run.manifest import RANK_PROPERTY, RunInputs, make_inputs
+from eo_batch.run.price import Price, measure_price
 from eo_batch.run.request import Request
 from eo_batch.run.status import pixel_area_km2
 from eo_batch.sources.search import search_items
@@ -34,15 +38,23 @@ MAX_CHUNKS = 20_000_000
 """Chunks of one time step: more cannot be planned in a few gigabytes, and would be as many files."""
 PROCESS_BYTES = 900_000_000
 """Memory of a process beside its chunks, measured at the end of a long run: libraries, compiled code, block cache."""
-QUICK_S = 2.0
-"""A batch that takes longer is not measured twice."""
 SAFE_SHARE = 0.8
 """Share of free memory and disk that a plan may use."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Figures of a run. Bytes are bytes, times are seconds, areas are square kilometres."""
+    """Figures of a run. Bytes are bytes, times are seconds, areas are square kilometres.
+
+    Parameters
+    ----------
+    seconds_per_window : of one worker, all prompts together.
+    seconds_per_prompt : the part of it that is one prompt's.
+    prompts : those that are answered: of an extension, the added ones alone.
+    prompt_share : what one prompt more adds to `seconds_per_window`, as a share of it.
+    features : bytes of image features that will be written beside the result; they are in `disk`.
+    features_kept : windows whose features are there already.
+    """
 
     name: str
     crs: str
@@ -65,7 +77,11 @@ class Plan:
     workers: int
     seconds: float
     seconds_per_window: float
+    seconds_per_prompt: float
     prompts: int
+    prompt_share: float
+    features: int
+    features_kept: int
     licence: str
 
     @property
@@ -97,7 +113,7 @@ class Plan:
                 "plan-too-big",
                 f"the run needs about {_gb(self.disk)} on disk, {_gb(self.disk_free)} are free",
                 where=self.name,
-                fix="Free space, choose another --out, or set output.scores = false.",
+                fix=f"Free space, choose another --out, or set {' or '.join(self._optional)} = false.",
             )
 
     def _memory_advice(self) -> str:
@@ -120,7 +136,7 @@ class Plan:
             ("grid", f"{nx:,} x {ny:,} px", self.crs),
             ("area", f"{self.area_km2:,.1f} km2", "inside the region, one time step"),
             ("time steps", f"{self.steps:,}", f"{self.scenes:,} scenes"),
-            ("prompts", f"{self.prompts}", ""),
+            ("prompts", f"{self.prompts}", f"each further prompt adds {_percent(self.prompt_share)} (measured)"),
             ("chunks", f"{self.chunks:,}", f"{self.chunks_with_data:,} may hold data; {self.chunk_px} px"),
             ("windows", f"{self.windows:,}", f"{self.recomputed:.2f}x: windows that two chunks share are computed by both"),
             ("to read", _gb(self.bytes_to_read), "decoded pixels"),
@@ -129,6 +145,7 @@ class Plan:
                 f"{_gb(self.memory_per_worker)} per worker",
                 f"{_gb(self.memory)} for {self.workers} workers and the process; {_gb(self.memory_limit)} may be used",
             ),
+            *self._feature_rows(),
             ("disk", _gb(self.disk), f"{self.files:,} files; {_gb(self.disk_free)} free"),
             (
                 "time",
@@ -137,6 +154,16 @@ class Plan:
             ),
             ("licence", self.licence or "not stated by the catalog file", ""),
         ]
+
+    def _feature_rows(self) -> list[tuple[str, str, str]]:
+        if not (self.features or self.features_kept):
+            return []
+        there = f"; {self.features_kept:,} windows are there already" if self.features_kept else ""
+        return [("feature cache", _gb(self.features), f"in {FOLDER}/, so that windows are encoded once{there}")]
+
+    @property
+    def _optional(self) -> list[str]:
+        return ["output.scores", *(["cache.features"] if self.features else [])]
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON values."""
@@ -232,20 +259,34 @@ def make_plan(
     inputs: RunInputs,
     segmenter: Segmenter,
     *,
+    prompts: PromptSet | None = None,
     executor: str | None = None,
     workers: int | None = None,
     out: Path | None = None,
 ) -> Plan:
-    """Figures of a run; probes the segmenter for its speed, reads no pixels."""
+    """Figures of a run; probes the segmenter for its speed, reads no pixels.
+
+    Parameters
+    ----------
+    prompts : those that a finished run in `out` is extended by: the plan is that of the extension alone. None: all of them.
+    out : folder of the run, for what is free on its disk and for features that are kept there.
+
+    Raises
+    ------
+    ConfigError : `config-invalid`: features of this segmenter cannot be kept.
+    """
     spec, grid = inputs.request.spec, inputs.grid
     kind = executor or spec.cluster.kind
     check_kind(kind)
+    keeper = check_keeps(segmenter, spec.cache)
+    asked = prompts or spec.prompt_set
     count = 1 if kind == "serial" else workers or spec.cluster.workers or os.cpu_count() or 1
     scoring = count if segmenter.info.device == "cpu" else 1  # a GPU scores one batch at a time
     covered = coverage_of(inputs)
     bytes_to_read = covered.pixels * (2 * len(spec.source.bands) + 1)
-    seconds_per_window = _probe_seconds(segmenter, inputs)
-    layers = len(spec.prompt_set) * len(inputs.steps)
+    price = measure_price(segmenter, asked, spec.source.bands, window_px=grid.window_px, batch=spec.model.batch, keeper=keeper)
+    kept = _kept(price, covered, spec.cache, segmenter.info.digest, out)
+    scoring_s = price.windows_s(covered.windows, prompts=len(asked), loaded=kept.loaded)
     free = shutil.disk_usage(_existing(out or Path.cwd())).free
     limit, disk_limit = spec.limits.memory_gb, spec.limits.disk_gb
     return Plan(
@@ -261,51 +302,68 @@ def make_plan(
         windows_distinct=covered.windows_distinct,
         area_km2=inputs.region.polygons.area * pixel_area_km2(inputs),
         bytes_to_read=bytes_to_read,
-        memory_per_worker=_memory_per_worker(inputs, segmenter, covered),
+        memory_per_worker=_memory_per_worker(inputs, segmenter, covered, prompts=len(asked)),
         memory_shared=segmenter.info.fixed_bytes,
         memory_limit=int(limit * 1e9) if limit else int(psutil.virtual_memory().available * SAFE_SHARE),
-        disk=int(layers * grid.shape[0] * grid.shape[1] * (0.05 + 0.5 * spec.output.scores)) + inputs.chunk_count * 20_000,
+        disk=_result_bytes(inputs, prompts=len(asked)) + kept.bytes_to_write,
         disk_free=min(free, int(disk_limit * 1e9)) if disk_limit else free,
-        files=inputs.chunk_count * (2 + len(spec.prompt_set) * (1 + spec.output.scores)),
+        files=inputs.chunk_count * (2 + len(asked) * (1 + spec.output.scores) + (spec.output.scores and prompts is None)),
         workers=count,
-        seconds=covered.windows * seconds_per_window / scoring + bytes_to_read / (READ_MB_S * 1e6) / count,
-        seconds_per_window=seconds_per_window,
-        prompts=len(spec.prompt_set),
+        seconds=price.run_s + scoring_s / scoring + bytes_to_read / (READ_MB_S * 1e6) / count,
+        seconds_per_window=price.window_s + len(asked) * price.prompt_s,
+        seconds_per_prompt=price.prompt_s,
+        prompts=len(asked),
+        prompt_share=price.prompt_share(len(asked)),
+        features=kept.bytes_to_write,
+        features_kept=kept.windows,
         licence=inputs.request.catalog.licence,
     )
 
 
-def _memory_per_worker(inputs: RunInputs, segmenter: Segmenter, covered: Coverage) -> int:
+@dataclass(frozen=True)
+class _Kept:
+    """Features on disk: windows that are there, bytes that will be added, windows that will be read and not encoded."""
+
+    windows: int = 0
+    bytes_to_write: int = 0
+    loaded: int = 0
+
+
+def _kept(price: Price, covered: Coverage, cache: CacheSpec, segmenter: str, out: Path | None) -> _Kept:
+    if not price.feature_bytes:
+        return _Kept()
+    here = kept_features(Store(out), segmenter=segmenter)[0] if out is not None else 0
+    most = covered.windows_distinct
+    if cache.features_gb is not None:
+        most = min(most, int(cache.features_gb * 1e9) // price.feature_bytes)
+    here = min(here, covered.windows_distinct)
+    twice = covered.windows - covered.windows_distinct  # the second chunk finds them, where there was room for them
+    loaded = here + (twice * max(most, here) // covered.windows_distinct if twice else 0)
+    return _Kept(here, max(most - here, 0) * price.feature_bytes, loaded)
+
+
+def _result_bytes(inputs: RunInputs, *, prompts: int) -> int:
+    """Bytes of shards, parts and receipts: an estimate of how far masks and scores can be compressed."""
+    ny, nx = inputs.grid.shape
+    layers = prompts * len(inputs.steps)
+    return int(layers * ny * nx * (0.05 + 0.5 * inputs.request.spec.output.scores)) + inputs.chunk_count * 20_000
+
+
+def _memory_per_worker(inputs: RunInputs, segmenter: Segmenter, covered: Coverage, *, prompts: int) -> int:
     """Estimate of the peak of one chunk task in bytes, the largest chunk of the run taken; weights, which are shared, apart."""
     spec, grid = inputs.request.spec, inputs.grid
     padded, deepest = covered.largest_px, covered.deepest
     interior = min(grid.chunk_px, grid.shape[0]) * min(grid.chunk_px, grid.shape[1])
-    bands, prompts = len(spec.source.bands), len(spec.prompt_set)
+    bands = len(spec.source.bands)
     scene = padded * (4 * bands + 2 + 3 * deepest)  # the composite, its validity, and who gave each pixel
     reading = padded * (4 * (bands + 1) + 8 + 4)  # one scene on its way in, float32, with its source block
     if spec.time.composite == "median":
         held = min(MEDIAN_BYTES, deepest * padded * 4 * (bands + 1))
         reading += held + held // bands
-    scoring = inference_bytes(segmenter.info, grid, bands=bands, prompts=prompts, batch=spec.model.batch)
+    keeps = spec.cache.features
+    scoring = inference_bytes(segmenter.info, grid, bands=bands, prompts=prompts, batch=spec.model.batch, keeps_features=keeps)
     blending = interior * (2 * prompts + deepest) + scoring - segmenter.info.fixed_bytes
     return int(scene + max(reading, blending))
-
-
-def _probe_seconds(segmenter: Segmenter, inputs: RunInputs) -> float:
-    """Seconds of one window, measured on one batch, and once more where that is quick: the first call may warm up."""
-    spec = inputs.request.spec
-    side, batch = inputs.grid.window_px, spec.model.batch
-    shape = (batch, len(spec.source.bands), side, side)  # distinct windows: equal ones may be answered once
-    images = np.random.default_rng(0).uniform(*segmenter.info.pixel_range, shape).astype(np.float32)
-    prompts = segmenter.encode_prompts(spec.prompt_set)
-    best = np.inf
-    for _ in range(2):
-        start = time.perf_counter()
-        segmenter.decode(segmenter.encode_images(images), prompts)
-        best = min(best, time.perf_counter() - start)
-        if best > QUICK_S:
-            break
-    return best / batch
 
 
 def _existing(path: Path) -> Path:
@@ -317,6 +375,10 @@ def _existing(path: Path) -> Path:
 
 def _gb(count: float) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:,.1f} %" if share >= 0.0005 else "less than 0.1 %"
 
 
 def _duration(seconds: float) -> str:
