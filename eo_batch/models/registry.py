@@ -114,6 +114,17 @@ BUILT_IN: Mapping[str, SegmenterEntry] = MappingProxyType(
                 has_threads=True,
             ),
             SegmenterEntry(
+                "sam3",
+                "SAM 3: every object that a short noun phrase names, with gated weights (arXiv 2511.16719)",
+                "SAM License: custom terms, not open to everyone",
+                "built in",
+                "eo_batch.models.sam3.segmenter:load_sam3",
+                ("torch", "transformers", "safetensors", "tokenizers"),
+                "models",
+                "sam3",
+                has_threads=True,
+            ),
+            SegmenterEntry(
                 "window-mean",
                 "for tests and benchmarks: knows nothing, shows every seam; any prompt",
                 "none needed",

@@ -1,0 +1,373 @@
+"""What networks have in common that find objects by name: pictures in, objects out, one logit per pixel and prompt in a run.
+
+Every window is looked at once and every prompt is read once; a prompt is asked of a window alone, so prompts together are prompts
+apart. On a CPU windows are computed one at a time, so none depends on its company.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eo_batch.core.digest import digest
+from eo_batch.core.errors import ConfigError, ModelError
+from eo_batch.core.prompts import PromptSet, is_class_name
+from eo_batch.models.options import NetworkOptions
+from eo_batch.models.remotesam.phrases import find_positions
+from eo_batch.models.rsrefseg.tokens import TokenisedText, Tokenizer
+from eo_batch.models.segmenter import SegmenterInfo, band_names
+from eo_batch.models.stretch import Stretch
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+BANDS = ("red", "green", "blue")
+PICTURE_BYTES = 30
+"""Memory per pixel of a window as it comes: stretched values and colours."""
+ANSWER_BYTES = 24
+"""The same while an answer of the network becomes logits: the best so far, who has it, what is compared, and the result."""
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What no prompt changes of windows that are computed together: maps of features, each (n, channel, y, x)."""
+
+    maps: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return len(self.maps[0])
+
+    def part(self, first: int, end: int) -> Maps:
+        """Some of the windows."""
+        return Maps(tuple(one[first:end] for one in self.maps))
+
+
+@dataclass(frozen=True)
+class FinderImages:
+    """A batch of windows.
+
+    Parameters
+    ----------
+    features : entries of one window or several, as they are computed together.
+    places : for each window of the batch, its place among the windows of `features`.
+    shape_yx : of the windows as they came.
+    """
+
+    features: tuple[Maps, ...]
+    places: tuple[int, ...]
+    shape_yx: tuple[int, int]
+
+
+class Rules(Protocol):
+    """How found objects become a score."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """What decides an answer."""
+        ...
+
+
+class FinderEngine(Protocol):
+    """Networks in memory."""
+
+    @property
+    def together(self) -> bool:
+        """Windows of a batch are computed in one call."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its numbers."""
+        ...
+
+    @property
+    def side_px(self) -> int:
+        """Longest side of the pictures that it looks at."""
+        ...
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all weights and tables."""
+        ...
+
+    @property
+    def call_bytes(self) -> int:
+        """Of one call beside that and beside what it keeps."""
+        ...
+
+    @property
+    def feature_bytes(self) -> int:
+        """Of what is kept of a window for all prompts."""
+        ...
+
+    def hear(self, ids: Tensor, *, threads: int) -> Any:
+        """What no window changes of a prompt, int64 (tokens,)."""
+        ...
+
+    def see(self, pictures: Sequence[NDArray[np.uint8]], *, threads: int) -> tuple[Maps, ...]:
+        """What no prompt changes of pictures (h, w, 3) of one shape: one entry for all that are computed together."""
+        ...
+
+    def answer(self, windows: Maps, words: Any, size_yx: tuple[int, int], rules: Any, *, threads: int) -> Tensor:
+        """Logits of the windows of one entry, float32 (n, h, w) on the CPU."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sayings:
+    """What people are told of a network.
+
+    Parameters
+    ----------
+    name, algorithm : as in `SegmenterInfo`.
+    question : how a prompt is asked; `{}` stands for it, in lower case.
+    shared : what is computed once for all prompts, a clause.
+    """
+
+    name: str
+    algorithm: str
+    question: str
+    shared: str
+
+
+@dataclass(frozen=True)
+class FinderSegmenter:
+    """The protocols `Segmenter`, `FeatureKeeper`, `Explainer` and `Warner` around networks that find objects.
+
+    Parameters
+    ----------
+    says : what people are told of it.
+    engine : the networks, shared with other segmenters of this process.
+    tokenizer, stretch, rules : how prompts and pixels become what the networks read, and their objects a score.
+    threads : of one call on a CPU; decides the order of sums, so part of the identity.
+    sha256 : of the files.
+    window_px : side of the windows of the run, for what `plan` says of memory.
+    """
+
+    says: Sayings
+    engine: FinderEngine
+    tokenizer: Tokenizer
+    stretch: Stretch
+    rules: Rules
+    threads: int
+    sha256: tuple[str, ...]
+    window_px: int
+    info: SegmenterInfo = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "info", _info(self))
+
+    def encode_prompts(self, prompts: PromptSet) -> tuple[Any, ...]:
+        """Text features of each prompt, in order.
+
+        Raises
+        ------
+        ConfigError : `prompt-invalid`: a prompt without a word.
+        """
+        import torch
+
+        return tuple(self.engine.hear(torch.from_numpy(self._read(text).ids), threads=self.threads) for text in prompts.texts)
+
+    def encode_images(self, images: NDArray[np.float32]) -> FinderImages:
+        """What no prompt changes, of windows float32 (n, 3, h, w), any h and w.
+
+        Raises
+        ------
+        ModelError : `model-input`, `model-oom`.
+        """
+        pictures = list(self.stretch.rgb(images))
+        places, kept = self._distinct([picture.tobytes() for picture in pictures])
+        features = self.engine.see([pictures[number] for number in kept], threads=self.threads)
+        return FinderImages(features, places, (images.shape[2], images.shape[3]))
+
+    def decode(self, image_features: FinderImages, prompt_features: tuple[Any, ...]) -> NDArray[np.float32]:
+        """Logits, float32 (n, prompt, h, w), one prompt at a time; see `models.instances`.
+
+        Raises
+        ------
+        ModelError : `model-oom`.
+        """
+        shape, done = image_features.shape_yx, 0
+        distinct = np.empty((max(image_features.places) + 1, len(prompt_features), *shape), np.float32)
+        for windows in image_features.features:
+            for place, words in enumerate(prompt_features):
+                answer = self.engine.answer(windows, words, shape, self.rules, threads=self.threads)
+                distinct[done : done + len(windows), place] = answer.numpy()
+            done += len(windows)
+        return distinct[list(image_features.places)]
+
+    def dump_features(self, image_features: FinderImages) -> list[dict[str, NDArray[Any]]]:
+        """The maps of each window, and its shape."""
+        shape = np.array(image_features.shape_yx, np.int64)
+        dumped = [
+            {f"map{number}": _to_numpy(one[place]) for number, one in enumerate(entry.maps)} | {"shape_yx": shape}
+            for entry in image_features.features
+            for place in range(len(entry))
+        ]
+        return [dict(dumped[place]) for place in image_features.places]
+
+    def load_features(self, windows: Sequence[Mapping[str, NDArray[Any]]]) -> FinderImages:
+        """Image features, as `encode_images` gives them, of windows as `dump_features` gave them."""
+        import torch
+
+        names = [f"map{number}" for number in range(len(windows[0]) - 1)]
+        places, kept = self._distinct([b"".join(window[name].tobytes() for name in names) for window in windows])
+        entries = [tuple(_to_torch(windows[number][name])[None].to(self.engine.device) for name in names) for number in kept]
+        if self.engine.together:
+            entries = [tuple(torch.cat(some) for some in zip(*entries, strict=True))]
+        height, width = (int(length) for length in windows[0]["shape_yx"])
+        return FinderImages(tuple(Maps(maps) for maps in entries), places, (height, width))
+
+    def explain(self, prompts: PromptSet) -> tuple[str, ...]:
+        """What each prompt is asked as, and what of it is computed once for all: one line per prompt."""
+        return tuple(
+            f'"{text}" is asked as "{self._question(text)}"; read as: {" ".join(self._read(text).read)}; {self.says.shared}'
+            for text in prompts.texts
+        )
+
+    def warnings(self, prompts: PromptSet, *, sees_whole: bool = False) -> tuple[str, ...]:
+        """What an author may not expect: places that mean a window, sentences, prompts that are cut, words that are not known."""
+        return tuple(line for text in prompts.texts for line in self._warn(text, sees_whole=sees_whole))
+
+    def _distinct(self, contents: list[bytes]) -> tuple[tuple[int, ...], list[int]]:
+        """For each window its place among those that are computed, and which those are.
+
+        A window that stands in a batch twice is computed once; a GPU keeps the shape of its calls, and so its bits.
+        """
+        if self.engine.together:
+            return tuple(range(len(contents))), list(range(len(contents)))
+        distinct = list(dict.fromkeys(contents))
+        return tuple(distinct.index(content) for content in contents), [contents.index(content) for content in distinct]
+
+    def _question(self, text: str) -> str:
+        return self.says.question.replace("{}", text.lower())
+
+    def _read(self, text: str) -> TokenisedText:
+        if not any(letter.isalnum() for letter in text):
+            fix = "Write what to look for, such as water or solar panel; punctuation alone is no prompt."
+            what = f'the segmenter "{self.says.name}" finds no word in "{text}"'
+            raise ConfigError("prompt-invalid", what, where="prompts", fix=fix)
+        return self.tokenizer(self._question(text))
+
+    def _warn(self, text: str, *, sees_whole: bool) -> list[str]:
+        read, lines = self._read(text), []
+        positions = () if sees_whole else find_positions(text)
+        if positions:
+            named = ", ".join(f'"{phrase}"' for phrase in positions)
+            lines.append(
+                f'prompt "{text}": {named} is understood within each window, not within the region; '
+                "on the map it will not be what the words mean"
+            )
+        elif not is_class_name(text):
+            lines.append(
+                f'prompt "{text}" reads as a sentence: this network looks for every object that a name names, '
+                "and is likely to pass over what else a sentence says"
+            )
+        if read.is_cut:
+            lines.append(
+                f'prompt "{text}" is {len(read.pieces)} word pieces long, the network has room for {len(read.read)}: '
+                f'it is cut off after "{" ".join(read.read[-3:])}"'
+            )
+        unknown = read.read.count("[UNK]")
+        if unknown:
+            lines.append(f'prompt "{text}": the vocabulary does not have {unknown} of its words; they mean nothing')
+        return lines
+
+
+def check_bands(name: str, bands: Sequence[str]) -> None:
+    """Refuse bands that are no colour picture.
+
+    Raises
+    ------
+    ConfigError : `config-invalid`.
+    """
+    if tuple(bands) != BANDS:
+        raise ConfigError(
+            "config-invalid",
+            f'segmenter "{name}" sees colour pictures, not {band_names(bands)}',
+            where="source.bands",
+            why="the order matters" if sorted(bands) == sorted(BANDS) else "",
+            fix=f"Set bands = {band_names(BANDS)}.",
+        )
+
+
+def check_share(options: NetworkOptions, name: str) -> None:
+    """Refuse an option that is no number between 0 and 1.
+
+    Raises
+    ------
+    ConfigError : `config-invalid`.
+    """
+    value = getattr(options, name)
+    if not 0 < value < 1:
+        fix = f"Use {getattr(type(options), name):g}."
+        raise ConfigError("config-invalid", f"{value:g} is not between 0 and 1", where=f"model.options.{name}", fix=fix)
+
+
+def check_words(tokenizer: Tokenizer, known: int) -> None:
+    """Refuse a tokenizer that has words which the network does not know.
+
+    Raises
+    ------
+    ModelError : `model-load`.
+    """
+    if len(tokenizer) > known:
+        what = f"has {len(tokenizer):,} words, the network knows {known:,}"
+        raise ModelError("model-load", what, where=str(tokenizer.path), fix="Put the tokenizer beside the weights it belongs to.")
+
+
+def _info(segmenter: FinderSegmenter) -> SegmenterInfo:
+    engine, stretch = segmenter.engine, segmenter.stretch
+    on_cpu = engine.device.type == "cpu"
+    settings = {
+        "weights": list(segmenter.sha256),
+        "rules": segmenter.rules.as_dict(),
+        "stretch": stretch.as_dict(),
+        "precision": str(engine.dtype),
+        "device": engine.device.type,
+        "threads": segmenter.threads if on_cpu else 0,
+    }
+    fixed, call, pixel = 0, 0, PICTURE_BYTES  # what a GPU holds is not counted
+    if on_cpu:
+        fixed, call = engine.weight_bytes, engine.call_bytes + ANSWER_BYTES * segmenter.window_px**2
+        pixel += -(-engine.feature_bytes // segmenter.window_px**2)
+    return SegmenterInfo(
+        name=segmenter.says.name,
+        algorithm=segmenter.says.algorithm,
+        digest=digest([segmenter.says.algorithm, settings]),
+        bands=BANDS,
+        pixel_range=(float(stretch.low), float(stretch.high)),
+        network_px=engine.side_px,
+        shares_image_features=True,
+        device=engine.device.type,
+        fixed_bytes=fixed,
+        call_bytes=call,
+        pixel_bytes=pixel,
+        prompt_pixel_bytes=4,
+        feature_bytes=engine.feature_bytes,
+    )
+
+
+def _to_numpy(tensor: Tensor) -> NDArray[Any]:
+    """A tensor's numbers; bfloat16 bit for bit as uint16."""
+    import torch
+
+    plain = tensor.cpu().contiguous()
+    made: NDArray[Any] = (plain.view(torch.uint16) if plain.dtype == torch.bfloat16 else plain).numpy()
+    return made
+
+
+def _to_torch(array: NDArray[Any]) -> Tensor:
+    import torch
+
+    tensor = torch.from_numpy(np.array(array))
+    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor

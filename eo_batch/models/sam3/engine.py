@@ -1,0 +1,195 @@
+"""SAM 3 in memory: how its files become a network, and what is asked of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eo_batch.models.engine import Engine, find_device, open_once
+from eo_batch.models.finder import Maps
+from eo_batch.models.instances import flat, join
+from eo_batch.models.preparation import Preparation, read_preparation
+from eo_batch.models.weights.folders import CONFIG, FolderFiles, read_folder
+from eo_batch.models.weights.networks import build_network, config_of
+from eo_batch.models.weights.watch import Watch
+
+DETECTOR, TRACKER = "detector_model.", ("tracker_model.", "tracker_neck.")
+"""Beginnings of names of tensors: the published files hold a tracker of videos too, which is not used."""
+DEFAULTS = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "resample": 2}
+"""How its authors prepare pictures, where no file says so."""
+
+
+@dataclass(frozen=True)
+class Sam3Words:
+    """What no window changes of a prompt: features of its tokens (1, token, channel), and which are there (1, token)."""
+
+    features: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Sam3Rules:
+    """How an answer becomes a score.
+
+    Parameters
+    ----------
+    semantic : of the map of the whole concept, not of its objects.
+    apart : objects that touch are kept apart.
+    """
+
+    semantic: bool = False
+    apart: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """What decides an answer."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Sam3Engine(Engine[Any]):
+    """`transformers.Sam3Model`, how it wants its pictures, and the features of what it was asked."""
+
+    segmenter: str = "sam3"
+    preparation: Preparation = field(default_factory=Preparation)
+    prompts: dict[bytes, Sam3Words] = field(default_factory=dict)
+
+    @property
+    def side_px(self) -> int:
+        """Side of the square that it looks at."""
+        return self.preparation.size_yx[0]
+
+    @property
+    def positions(self) -> int:
+        """Tokens of a prompt that it reads, marks included."""
+        return int(self.network.config.text_config.max_position_embeddings)
+
+    @property
+    def feature_bytes(self) -> int:
+        """Of the maps of one window: all that the detector looks at."""
+        config = self.network.config.vision_config
+        grid = self.side_px // config.backbone_config.patch_size
+        numbers = sum(int(grid * scale) ** 2 for scale in config.scale_factors[:-1]) * config.fpn_hidden_size
+        return int(numbers * self.dtype.itemsize)
+
+    @property
+    def call_bytes(self) -> int:
+        """Of one call beside the weights and beside what it keeps."""
+        return 0
+
+    def hear(self, ids: Tensor, *, threads: int) -> Sam3Words:
+        """Features of a prompt, int64 (tokens,) with its marks; computed at its first asking.
+
+        Behind its end the text is filled up to the length that the network was trained with, and the filling masked: so its
+        authors ask.
+        """
+        key = ids.numpy().tobytes()
+        if key not in self.prompts:
+            read = torch.full((1, self.positions), int(ids[-1]), dtype=torch.int64)
+            read[0, : len(ids)] = ids
+            mask = (torch.arange(self.positions) < len(ids)).long()[None]
+            with self.computing(threads, f"{len(ids)} tokens"):
+                read, mask = read.to(self.device), mask.to(self.device)
+                told = self.network.get_text_features(input_ids=read, attention_mask=mask, return_dict=True)
+                self.prompts[key] = Sam3Words(told.pooler_output, mask)
+        return self.prompts[key]
+
+    def see(self, pictures: Sequence[NDArray[np.uint8]], *, threads: int) -> tuple[Maps, ...]:
+        """Maps of features of pictures (h, w, 3), fine to coarse: one entry for all that are computed together.
+
+        Raises
+        ------
+        ModelError : `model-oom`.
+        """
+
+        def look(first: int, end: int) -> Maps:
+            pixels = torch.from_numpy(np.concatenate([self.preparation(picture) for picture in pictures[first:end]]))
+            with self.computing(threads, f"{end - first} windows of {self.side_px} px"):
+                seen = self.network.get_vision_features(pixels.to(self.device).to(self.dtype))
+                return Maps(tuple(seen.fpn_hidden_states[:-1]))  # the last one is not looked at
+
+        return tuple(self.by_room("see", look, len(pictures), most=len(pictures) if self.together else 1))
+
+    def answer(self, windows: Maps, words: Sam3Words, size_yx: tuple[int, int], rules: Sam3Rules, *, threads: int) -> Tensor:
+        """Logits of the windows of one entry, float32 (n, h, w) on the CPU; see `models.instances`.
+
+        An object's confidence is sigmoid(its logit) * sigmoid(the logit that the concept is there at all), as its authors do.
+
+        Raises
+        ------
+        ModelError : `model-oom`.
+        """
+
+        def decide(first: int, end: int) -> Tensor:
+            with self.computing(threads, f"{end - first} windows and a prompt"):
+                found = self.detect(windows.part(first, end), words)
+                is_there = torch.sigmoid(found.presence_logits.float())
+                if rules.semantic:
+                    whole = torch.sigmoid(found.semantic_seg.float())
+                    return torch.stack([flat(whole[n, 0], is_there[n, 0], size_yx) for n in range(end - first)])
+                sure = torch.sigmoid(found.pred_logits.float()) * is_there
+                masks = torch.sigmoid(found.pred_masks.float())
+                return torch.stack([join(sure[n], masks[n], size_yx, apart=rules.apart) for n in range(end - first)])
+
+        return torch.cat([part.cpu() for part in self.by_room("decide", decide, len(windows), most=len(windows))])
+
+    def detect(self, windows: Maps, words: Sam3Words) -> Any:
+        """The network's own answer for features of windows and of one prompt: `Sam3ImageSegmentationOutput`."""
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+        from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
+
+        count, place = len(windows), self.network.vision_encoder.neck.position_encoding
+        where = tuple(place(one.shape, one.device, one.dtype) for one in windows.maps)
+        unused = windows.maps[-1]
+        seen = Sam3VisionEncoderOutput(
+            fpn_hidden_states=(*windows.maps, unused),
+            fpn_position_encoding=(*where, where[-1]),  # the last ones are left out
+        )
+        told = BaseModelOutputWithPooling(pooler_output=words.features.expand(count, -1, -1))
+        return self.network(vision_embeds=seen, text_embeds=told, attention_mask=words.mask.expand(count, -1))
+
+
+def open_engine(files: FolderFiles, *, device: str, precision: str) -> Sam3Engine:
+    """The network of `files`; the one that this process already holds, if it does.
+
+    Parameters
+    ----------
+    device : "cpu", "cuda", or "auto": a GPU where there is one.
+    precision : "float32", "bfloat16" or "float16".
+
+    Raises
+    ------
+    ModelError : `model-load`.
+    IntegrityError : `weights-altered`.
+    ConfigError, ResourceError : as `find_device`.
+    """
+    place = find_device(device)
+
+    def make(lock: threading.Lock) -> Sam3Engine:
+        from transformers import Sam3Config, Sam3Model
+
+        watch, dtype = Watch(files.weights, files.stamp), getattr(torch, precision)
+        config = config_of(Sam3Config, _detector(files.config), where=str(files.folder / CONFIG))
+        side = config.vision_config.backbone_config.image_size
+        said = {**DEFAULTS, **files.processing, "size": side}  # it cannot look at another size
+        preparation = read_preparation(said, where=str(files.folder))
+        tensors = {name.removeprefix(DETECTOR): one for name, one in read_folder(files).items() if not name.startswith(TRACKER)}
+        network = build_network(Sam3Model, config, tensors, where=str(files.folder)).to(place, dtype)
+        watch.check()
+        on_gpu = place.type != "cpu"
+        kept = None if on_gpu else watch
+        return Sam3Engine(network, place, dtype, together=on_gpu, lock=lock, watch=kept, preparation=preparation)
+
+    return open_once(Sam3Engine, (files.sha256, precision), place, make)
+
+
+def _detector(said: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the config says of the detector of images."""
+    inner = said.get("detector_config", said)
+    return inner if isinstance(inner, Mapping) else {}
