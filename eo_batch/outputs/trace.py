@@ -11,6 +11,7 @@ from io import BytesIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numba import njit
 from numpy.typing import NDArray
@@ -98,6 +99,19 @@ def trace_chunk(
             _table(index, sums[keep], peak[keep], flags[keep], used[keep], np.asarray(items, np.int32)[order], outlines)
         )
     return pa.concat_tables(tables) if tables else PART_SCHEMA.empty_table()
+
+
+def join_parts(earlier: pa.Table, later: pa.Table, *, prompts_before: int) -> pa.Table:
+    """One part of two: the rows that tracing all prompts at once would give.
+
+    Parameters
+    ----------
+    earlier, later : parts of the same chunk, with `PART_SCHEMA`.
+    prompts_before : position of the first prompt of `later` among the prompts of both.
+    """
+    positions = pc.add(later["prompt"], pa.scalar(prompts_before, pa.int32()))
+    moved = later.set_column(0, PART_SCHEMA.field("prompt"), positions)
+    return pa.concat_tables([earlier, moved])
 
 
 def part_bytes(table: pa.Table) -> bytes:

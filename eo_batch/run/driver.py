@@ -1,32 +1,28 @@
-"""Starts and resumes runs: freeze the inputs, hand out chunks, judge outcomes, merge, publish.
+"""Starts and resumes runs: freeze the inputs, have the chunks computed, merge, publish.
 
 All state is on disk. The driver may be killed at any moment; `resume_run` continues from the receipts.
 """
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eo_batch.core.errors import ConfigError, EoBatchError, IntegrityError, StoreError
-from eo_batch.core.grid import chunk_key
-from eo_batch.core.hrefs import redact
-from eo_batch.core.records import ChunkFailure, ChunkReceipt
+from eo_batch.core.errors import ConfigError
 from eo_batch.models.inference import probe_segmenter
 from eo_batch.models.registry import load_segmenter
-from eo_batch.models.segmenter import prompt_warnings
+from eo_batch.models.segmenter import Segmenter, prompt_warnings
 from eo_batch.outputs.cube import create_cube
 from eo_batch.outputs.store import Store
+from eo_batch.run.derived import kept_identity
 from eo_batch.run.events import Event, Listener, silent
-from eo_batch.run.executors import Executor, Task, check_kind, make_executor
+from eo_batch.run.executors import check_kind
+from eo_batch.run.features import check_keeps
+from eo_batch.run.generations import Generation, generations, newest
 from eo_batch.run.lease import Lease, acquire, check_free
-from eo_batch.run.ledger import put_failure, receipt_keys
+from eo_batch.run.ledger import receipt_keys
 from eo_batch.run.manifest import (
     RunInputs,
     SegmenterIdentity,
@@ -40,13 +36,9 @@ from eo_batch.run.manifest import (
 from eo_batch.run.merge import merge_and_publish, read_marker
 from eo_batch.run.plan import make_inputs_of, make_plan
 from eo_batch.run.request import Request
-from eo_batch.run.status import pixel_area_km2
-from eo_batch.run.task import execute, forget_contexts
+from eo_batch.run.sitting import Sitting, sit
 from eo_batch.run.verify import requeue_damaged
 from eo_batch.version import __version__
-
-STOP_AFTER_EQUAL = 20
-"""Stop early after so many failures in a row with one code, unless they are allowed: the archive is down."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +109,7 @@ def start_run(
     began = time.monotonic()
     spec = request.spec
     check_kind(executor or spec.cluster.kind)
-    store = Store(out)
+    store = Generation(out)
     if store.exists("request.json"):
         check_free(store)
         _refuse_run(store, request)
@@ -125,7 +117,14 @@ def start_run(
     segmenter = load_segmenter(spec.model, spec.source.bands)
     for text in prompt_warnings(segmenter, spec.prompt_set):
         listener(Event("warning", text))
-    probe = probe_segmenter(segmenter, spec.prompt_set, spec.source.bands, window_px=spec.model.window_px, batch=spec.model.batch)
+    probe = probe_segmenter(
+        segmenter,
+        spec.prompt_set,
+        spec.source.bands,
+        window_px=spec.model.window_px,
+        batch=spec.model.batch,
+        keeps_features=check_keeps(segmenter, spec.cache) is not None,
+    )
     if not probe.position_independent:
         text = f'segmenter "{segmenter.info.name}" answers a window otherwise in other company: its maps depend on the chunk size'
         listener(Event("warning", text))
@@ -135,7 +134,7 @@ def start_run(
     plan.check()
     with acquire(store) as lease:
         _refuse_run(store, request)  # another driver may have begun during the search
-        identity = SegmenterIdentity(segmenter.info.name, segmenter.info.digest)
+        identity = identity_from(segmenter)
         write_inputs(store, inputs, segmenter=identity, version=__version__)
         return conduct(store, inputs, identity, lease, executor, workers, allow_failed, listener, began)
 
@@ -158,29 +157,41 @@ def resume_run(
     LockError : another driver is alive.
     """
     began = time.monotonic()
-    store = Store(out)
-    stored = read_request(store)
-    check_kind(executor or stored.spec.cluster.kind)
+    check_kind(executor or read_request(newest(out)).spec.cluster.kind)
     if request is not None:
-        check_same_request(stored, request)
-    with acquire(store, say=lambda text: listener(Event("warning", text))) as lease:
+        check_same_request(read_request(newest(out)), request)
+    with acquire(Generation(out), say=lambda text: listener(Event("warning", text))) as lease:
         if lease.swept:
             listener(Event("warning", f"removed {lease.swept} partial files of a killed driver"))
-        inputs = make_inputs_of(stored, listener=listener) if not store.exists("items.parquet") else read_inputs(store)
-        segmenter = load_segmenter(stored.spec.model, stored.spec.source.bands)
-        manifest = read_manifest(store)
-        if manifest is not None:
-            check_resumable(manifest, inputs, segmenter_digest=segmenter.info.digest)
-        identity = SegmenterIdentity(segmenter.info.name, segmenter.info.digest)
+        chain = generations(out)
+        store = chain[-1]
+        found = store.exists("items.parquet")
+        inputs = read_inputs(store) if found else make_inputs_of(read_request(store), listener=listener)
+        identity = _who_answers(store, inputs)
         write_inputs(store, inputs, segmenter=identity, version=__version__)
         if repair:
-            for text in requeue_damaged(store, inputs):
+            for text in requeue_damaged(chain, [read_inputs(each) for each in chain]):
                 listener(Event("warning", text))
         return conduct(store, inputs, identity, lease, executor, workers, allow_failed, listener, began)
 
 
+def _who_answers(store: Generation, inputs: RunInputs) -> SegmenterIdentity:
+    """The segmenter that goes on with a run; errors as `check_resumable`."""
+    spec = inputs.request.spec
+    identity = kept_identity(store) or identity_from(load_segmenter(spec.model, spec.source.bands))
+    manifest = read_manifest(store) or (read_manifest(store.earlier) if store.earlier else None)
+    if manifest is not None:
+        check_resumable(manifest, inputs, segmenter_digest=identity.digest)
+    return identity
+
+
+def identity_from(segmenter: Segmenter) -> SegmenterIdentity:
+    """What a run keeps of a segmenter."""
+    return SegmenterIdentity(segmenter.info.name, segmenter.info.digest)
+
+
 def conduct(
-    store: Store,
+    store: Generation,
     inputs: RunInputs,
     segmenter: SegmenterIdentity,
     lease: Lease,
@@ -197,48 +208,46 @@ def conduct(
     segmenter : who answers, for the attributes of the results; nothing is loaded here.
     began : when the command began, `time.monotonic`.
     """
-    spec = inputs.request.spec
     done = _finished(store, inputs, began)
     if done is not None:
         return done
-    _create_cube(store, inputs, segmenter)
-    ledger = _Ledger(store, inputs, listener, allow_failed)
-    interrupted = False
-    if ledger.missing:
-        with make_executor(kind or spec.cluster.kind, workers or spec.cluster.workers) as pool, _stop_on_signals() as stop:
-            try:
-                ledger.run(pool, stop)
-            finally:
-                forget_contexts()
-            interrupted = stop.is_set()
-    counts = ledger.counts
-    rows: dict[str, int] = {}
-    complete = False
-    if not interrupted and counts["failed"] <= allow_failed and not ledger.unfinished:
-        lease.check()
-        marker = merge_and_publish(store, inputs, segmenter, failed=counts["failed"], lease=lease, listener=listener)
-        rows, counts, complete = marker["footprints"], marker["chunks"], True
-    if interrupted:
-        finished = counts["done"] + counts["empty"]
-        text = f"interrupted: {finished:,} of {ledger.total:,} chunks done; resume with `eo-batch resume {store.root}`"
-        listener(Event("warning", text, finished, ledger.total))
-    return RunSummary(
-        store.root,
-        inputs.chunk_count,
-        counts["done"],
-        counts["empty"],
-        counts["failed"],
-        time.monotonic() - began,
-        complete,
-        interrupted,
-        rows,
-    )
+    if store.number == 0:
+        _create_cube(store, inputs, segmenter)  # what is computed can be looked at while the rest is
+    settings: Any = {"kind": kind, "workers": workers, "allow_failed": allow_failed, "listener": listener}
+    for earlier in generations(store.root)[: store.number]:  # they lack chunks only after a repair
+        sitting = sit(earlier, read_inputs(earlier), **settings)
+        if sitting.interrupted:
+            return _summary(store, sitting, began)
+    sitting = sit(store, inputs, **settings)
+    failed = sitting.counts["failed"]
+    if sitting.interrupted or sitting.unfinished or failed > allow_failed:
+        return _summary(store, sitting, began)
+    lease.check()
+    if store.number:
+        store.delete("COMPLETE.json")  # of the generation before: readers saw it and nothing else until here
+        _create_cube(store, inputs, segmenter)
+    marker = merge_and_publish(store, inputs, segmenter, failed=failed, lease=lease, listener=listener)
+    return _summary(store, sitting, began, marker)
+
+
+def _summary(store: Store, sitting: Sitting, began: float, marker: dict[str, Any] | None = None) -> RunSummary:
+    """How a sitting ended; says how to go on where it was interrupted."""
+    counts = marker["chunks"] if marker else sitting.counts
+    done, empty, failed = counts["done"], counts["empty"], counts["failed"]
+    if sitting.interrupted:
+        text = f"interrupted: {done + empty:,} of {sitting.total:,} chunks done; resume with `eo-batch resume {store.root}`"
+        sitting.listener(Event("warning", text, done + empty, sitting.total))
+    rows = marker["footprints"] if marker else {}
+    seconds = time.monotonic() - began
+    return RunSummary(store.root, sitting.total, done, empty, failed, seconds, marker is not None, sitting.interrupted, rows)
 
 
 def _finished(store: Store, inputs: RunInputs, began: float) -> RunSummary | None:
     """Summary of a run that is complete and lacks nothing, or None: there is work to do."""
-    marker = read_marker(store)
-    if marker is None or marker["partial"] or sum(1 for _ in receipt_keys(store)) != inputs.chunk_count:
+    marker, manifest = read_marker(store), read_manifest(store)
+    if marker is None or manifest is None or marker["run"] != manifest["digest"]:
+        return None
+    if marker["partial"] or sum(1 for _ in receipt_keys(store)) != inputs.chunk_count:
         return None
     counts = marker["chunks"]
     seconds = time.monotonic() - began
@@ -247,92 +256,10 @@ def _finished(store: Store, inputs: RunInputs, began: float) -> RunSummary | Non
     )
 
 
-class _Ledger:
-    """Counts of a sitting, and the judgement of outcomes."""
-
-    def __init__(self, store: Store, inputs: RunInputs, listener: Listener, allow_failed: int) -> None:
-        self.store, self.inputs, self.listener, self.allow_failed = store, inputs, listener, allow_failed
-        self.finished = set(receipt_keys(store))
-        self.total = inputs.chunk_count
-        self.missing = self.total - len(self.finished)
-        self.counts = {"done": len(self.finished), "empty": 0, "failed": 0}
-        self.pixel_km2 = pixel_area_km2(inputs)
-        self.km2, self.in_a_row, self.last_code = 0.0, 0, ""
-        self.fatal: BaseException | None = None
-
-    @property
-    def unfinished(self) -> int:
-        """Chunks that are neither finished nor failed."""
-        return self.total - sum(self.counts.values())
-
-    def run(self, pool: Executor, stop: threading.Event) -> None:
-        """Hand out all missing chunks; returns when all are judged, or drained after a stop."""
-        manifest = read_manifest(self.store)
-        assert manifest is not None
-        folder = str(self.store.root)
-        self.listener(
-            Event(
-                "start",
-                f"{self.missing:,} of {self.total:,} chunks to do",
-                self.total - self.missing,
-                self.total,
-                data={"dashboard": pool.dashboard, "workers": pool.width},
-            )
-        )
-        for task, result in pool.outcomes(execute, self._tasks(folder, manifest["digest"], stop)):
-            self._judge(task, result)
-            if self.fatal is not None:
-                stop.set()
-        if self.fatal is not None:
-            raise self.fatal
-
-    def _tasks(self, folder: str, run_digest: str, stop: threading.Event) -> Iterator[Task]:
-        ny, nx = self.inputs.grid.chunks_yx
-        for t in range(len(self.inputs.steps)):
-            for iy in range(ny):
-                for ix in range(nx):
-                    if stop.is_set():
-                        return
-                    if chunk_key(t, iy, ix) not in self.finished:
-                        yield folder, run_digest, t, iy, ix
-
-    def _judge(self, task: Task, result: Any) -> None:
-        if isinstance(result, ChunkReceipt):
-            if not self.km2:
-                self.store.delete("COMPLETE.json")  # of a partial map: it stays until there is something new
-            self.counts[result.status] += 1
-            self.in_a_row = 0
-            self.km2 += result.inside_px * self.pixel_km2
-            data = {"key": result.key, "status": result.status, "polygons": result.polygons, **result.telemetry}
-            self._tell("chunk", f"chunk {result.key}: {result.status}", data)
-            return
-        if isinstance(result, StoreError | IntegrityError) or not isinstance(result, Exception):
-            self.fatal = self.fatal or result
-            return
-        self._fail(chunk_key(*task[2:]), result)
-
-    def _fail(self, key: str, error: Exception) -> None:
-        code = error.code if isinstance(error, EoBatchError) else "unexpected"
-        text = str(error) if isinstance(error, EoBatchError) else redact(f"unexpected {type(error).__name__}: {error}")
-        self.counts["failed"] += 1
-        self.in_a_row = self.in_a_row + 1 if code == self.last_code else 1
-        self.last_code = code
-        put_failure(self.store, ChunkFailure(key, code, text, 1))
-        self._tell("failure", f"chunk {key} failed: {text}", {"key": key, "code": code})
-        share = 100.0 * self.counts["failed"] / self.total
-        too_many = share > self.inputs.request.spec.limits.max_failed_percent and self.counts["failed"] >= STOP_AFTER_EQUAL
-        if self.counts["failed"] > self.allow_failed and (self.in_a_row >= STOP_AFTER_EQUAL or too_many):
-            self.fatal = error
-
-    def _tell(self, kind: str, text: str, data: dict[str, Any]) -> None:
-        done = self.counts["done"] + self.counts["empty"]
-        self.listener(Event(kind, text, done, self.total, self.km2, data))
-
-
 def _refuse_run(store: Store, request: Request) -> None:
     """Keep a new run out of the folder of another."""
     if store.exists("request.json"):
-        check_same_request(read_request(store), request)
+        check_same_request(read_request(newest(store.root)), request)
         raise ConfigError(
             "config-invalid",
             "this folder already holds a run",
@@ -369,24 +296,3 @@ def _create_cube(store: Store, inputs: RunInputs, segmenter: SegmenterIdentity) 
             "software": f"eo-batch {__version__}",
         },
     )
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set; a second Ctrl-C raises KeyboardInterrupt."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -184,6 +184,22 @@ def identity_of(manifest: dict[str, Any]) -> SegmenterIdentity:
     return SegmenterIdentity(manifest["segmenter_name"], manifest["segmenter"])
 
 
+def check_rules(manifest: dict[str, Any]) -> None:
+    """Refuse to go on with a run that other code has begun.
+
+    Raises
+    ------
+    ResumeError : `format-older` or `code-changed`.
+    """
+    fix = "Continue with the version that started it, or start a new run."
+    if manifest["format"] < FORMAT:
+        what = f"the run uses format {manifest['format']}, which this eo-batch (format {FORMAT}) can read but not continue"
+        raise ResumeError("format-older", what, fix=fix)
+    if manifest["algorithm"] != ALGORITHM:
+        what = f"the run was made by algorithm {manifest['algorithm']}, this eo-batch has {ALGORITHM}"
+        raise ResumeError("code-changed", what, fix=fix)
+
+
 def check_resumable(manifest: dict[str, Any], inputs: RunInputs, *, segmenter_digest: str) -> None:
     """Refuse to continue a run with other code, weights or items.
 
@@ -192,18 +208,7 @@ def check_resumable(manifest: dict[str, Any], inputs: RunInputs, *, segmenter_di
     ResumeError : `format-older`, `code-changed` or `weights-changed`.
     IntegrityError : `receipt-mismatch`: its items were lost, and searching again found others.
     """
-    if manifest["format"] < FORMAT:
-        raise ResumeError(
-            "format-older",
-            f"the run uses format {manifest['format']}, which this eo-batch (format {FORMAT}) can read but not continue",
-            fix="Continue with the version that started it, or start a new run.",
-        )
-    if manifest["algorithm"] != ALGORITHM:
-        raise ResumeError(
-            "code-changed",
-            f"the run was made by algorithm {manifest['algorithm']}, this eo-batch has {ALGORITHM}",
-            fix="Continue with the version that started it, or start a new run.",
-        )
+    check_rules(manifest)
     if manifest["segmenter"] != segmenter_digest:
         raise ResumeError(
             "weights-changed",
@@ -230,7 +235,7 @@ def check_same_request(stored: Request, asked: Request) -> None:
     old, new = stored.spec.identity, asked.spec.identity
     if old["prompts"] != new["prompts"]:
         before, after = ("; ".join(f'"{p["text"]}" >= {p["threshold"]}' for p in side["prompts"]) for side in (old, new))
-        raise ResumeError("prompts-changed", f"{before} became {after}", fix="Start a new run in another folder.")
+        raise ResumeError("prompts-changed", f"{before} became {after}", fix=_other_prompts(stored, asked))
     difference = _first_difference(old, new) or _first_difference(
         {"catalog": {"collections": stored.catalog_rules}}, {"catalog": {"collections": asked.catalog_rules}}
     )
@@ -238,6 +243,19 @@ def check_same_request(stored: Request, asked: Request) -> None:
         difference = "region: the polygon changed"
     if difference is not None:
         raise ResumeError("spec-changed", difference, fix="Start a new run in another folder.")
+
+
+def _other_prompts(stored: Request, asked: Request) -> str:
+    """What to do about a pipeline whose prompts are not those of the run."""
+    before, after = stored.spec.prompt_set, asked.spec.prompt_set
+    if after.prompts[: len(before)] == before.prompts:
+        added = " ".join(f'"{text}"' for text in after.texts[len(before) :])
+        return f"Add prompts to the finished run with eo-batch add-prompts RUN {added}, or start a new run in another folder."
+    if before.prompts[: len(after)] == after.prompts:
+        return "The run was given more prompts since it was started: go on with eo-batch resume RUN, without a pipeline."
+    if after.texts == before.texts:
+        return "For other thresholds of a finished run: eo-batch rethreshold RUN. Or start a new run in another folder."
+    return "Start a new run in another folder. Prompts are added to a finished run with eo-batch add-prompts RUN."
 
 
 def _first_difference(old: Any, new: Any, path: str = "") -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from eo_batch.core.records import ChunkFailure
-from eo_batch.outputs.store import Store
+from eo_batch.run.generations import Generation, newest, published
 from eo_batch.run.lease import holder
 from eo_batch.run.ledger import failures, receipt_keys
 from eo_batch.run.manifest import RunInputs, read_manifest, read_request
@@ -20,6 +20,8 @@ class Status:
     """State of a run.
 
     state : "complete", "running", "stopped", or "starting" while inputs are being frozen.
+    adding : prompts that an unfinished extension adds; the counts are those of the extension then, and the map of the
+        prompts before them stays as it is.
     """
 
     path: Path
@@ -29,6 +31,7 @@ class Status:
     finished: int
     failures: tuple[ChunkFailure, ...]
     driver: dict[str, Any] | None
+    adding: tuple[str, ...] = ()
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value of each printed line."""
@@ -36,6 +39,7 @@ class Status:
         rows = [
             ("run", f"{self.name} in {self.path}"),
             ("state", self.state),
+            *(("adding", f'"{text}"') for text in self.adding),
             ("chunks", f"{self.finished:,} of {self.total:,} finished ({share:.1f} %), {len(self.failures):,} failed"),
         ]
         if self.driver:
@@ -59,6 +63,7 @@ class Status:
             "failed": len(self.failures),
             "failures": [{"key": f.key, "code": f.code, "text": f.text} for f in self.failures],
             "driver": self.driver,
+            "adding": list(self.adding),
         }
 
 
@@ -69,19 +74,31 @@ def run_status(out: Path) -> Status:
     ------
     ConfigError : there is no run in the folder.
     """
-    store = Store(out)
+    return status_of(newest(out))
+
+
+def status_of(store: Generation) -> Status:
+    """Status of one generation of a run; errors as `run_status`."""
     request = read_request(store)
     manifest = read_manifest(store)
     driver = holder(store)
-    if store.exists("COMPLETE.json"):
+    if store.exists("COMPLETE.json") and published(store.root).number == store.number:
         state = "complete"
     elif driver and driver["alive"] is not False:
         state = "running" if manifest else "starting"
     else:
         state = "stopped"
     total = manifest["chunks"] if manifest else 0
+    known = len(read_request(store.earlier).spec.prompts) if store.earlier and state != "complete" else None
     return Status(
-        store.root, request.spec.name, state, total, sum(1 for _ in receipt_keys(store)), tuple(failures(store)), driver
+        store.root,
+        request.spec.name,
+        state,
+        total,
+        sum(1 for _ in receipt_keys(store)),
+        tuple(failures(store)),
+        driver,
+        () if known is None else request.spec.prompt_set.texts[known:],
     )
 
 

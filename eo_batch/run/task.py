@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 
 from eo_batch.core.grid import Chunk, Span
 from eo_batch.core.prompts import PromptSet
@@ -17,28 +16,39 @@ from eo_batch.models.segmenter import Segmenter
 from eo_batch.outputs.contributed import contributed_bytes, contributed_path
 from eo_batch.outputs.cube import encode_shard, shard_path
 from eo_batch.outputs.footprints import part_path
-from eo_batch.outputs.store import Store
-from eo_batch.outputs.trace import PART_SCHEMA, part_bytes, trace_chunk
+from eo_batch.outputs.trace import join_parts, part_bytes, trace_chunk
 from eo_batch.run.answers import Answered, Answers, fresh_answers
+from eo_batch.run.earlier import added_prompts, earlier_of
+from eo_batch.run.generations import Generation, with_manifest
 from eo_batch.run.ledger import put_receipt
 from eo_batch.run.manifest import RunInputs, read_inputs
 from eo_batch.run.stopwatch import Stopwatch
+from eo_batch.run.stored import stored_answers
 
 
 @dataclass(frozen=True, eq=False)
 class RunContext:
-    """What every chunk of a run needs; loaded once per process."""
+    """What every chunk of a run needs; loaded once per process.
 
-    store: Store
+    `prompts`: those that are answered now; where a run is extended, the last ones of all.
+    """
+
+    store: Generation
     inputs: RunInputs
     prompts: PromptSet
     answers: Answers
 
+    @property
+    def first(self) -> int:
+        """Position of the first of `prompts` among all prompts of the run."""
+        return len(self.inputs.request.spec.prompts) - len(self.prompts)
 
-def make_context(store: Store, inputs: RunInputs, segmenter: Segmenter | None = None) -> RunContext:
+
+def make_context(store: Generation, inputs: RunInputs, segmenter: Segmenter | None = None) -> RunContext:
     """Context of a run: the only place that chooses who answers."""
-    prompts = inputs.request.spec.prompt_set
-    return RunContext(store, inputs, prompts, fresh_answers(inputs, prompts, segmenter))
+    prompts = added_prompts(store, inputs)
+    stored = None if segmenter else stored_answers(store, inputs)
+    return RunContext(store, inputs, prompts, stored or fresh_answers(inputs, prompts, segmenter, store=store))
 
 
 def execute(folder: str, run_digest: str, t: int, iy: int, ix: int) -> ChunkReceipt:
@@ -58,11 +68,12 @@ def run_chunk(run: RunContext, chunk: Chunk) -> ChunkReceipt:
     clock = Stopwatch()
     inside_ring = run.inputs.region.inside(_ring(chunk.rows), _ring(chunk.cols))
     inside = inside_ring[1:-1, 1:-1]
+    earlier = earlier_of(run.store, chunk)
     found = run.answers.answer(chunk, inside, clock)
-    part = PART_SCHEMA.empty_table()
+    part = earlier.part
     if found.observed.any():
         with clock("trace"):
-            part = trace_chunk(
+            traced = trace_chunk(
                 found.masks,
                 found.scores,
                 chunk=chunk,
@@ -72,8 +83,9 @@ def run_chunk(run: RunContext, chunk: Chunk) -> ChunkReceipt:
                 contributed=found.contributed,
                 inside_ring=inside_ring,
             )
+            part = join_parts(earlier.part, traced, prompts_before=run.first)
     with clock("write"):
-        files = _put_arrays(run, chunk, found)
+        files = _put_arrays(run, chunk, found, {**earlier.files, **found.files})
         files[part_path(chunk)] = run.store.put(part_path(chunk), part_bytes(part))
     receipt = ChunkReceipt(
         chunk.key,
@@ -84,8 +96,9 @@ def run_chunk(run: RunContext, chunk: Chunk) -> ChunkReceipt:
         int(found.observed.sum()),
         int(inside.sum()),
         part.num_rows,
-        {"seconds": clock.seconds, "bytes_read": found.bytes_read},
+        {"seconds": clock.seconds, "bytes_read": found.bytes_read, "notes": list(found.notes)},
     )
+    earlier.check_scene(receipt)
     put_receipt(run.store, receipt)
     return receipt
 
@@ -94,13 +107,13 @@ def _keys(run: RunContext, items: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(sorted(run.inputs.items.items[item].key for item in items))
 
 
-def _put_arrays(run: RunContext, chunk: Chunk, found: Answered) -> dict[str, str]:
-    """Write shards and, beside scores, which items gave the pixels; path -> sha256, of what was there already too."""
-    files = dict(found.files)
+def _put_arrays(run: RunContext, chunk: Chunk, found: Answered, there: dict[str, str]) -> dict[str, str]:
+    """Write shards and, beside scores, which items gave the pixels; path -> sha256, of what was `there` already too."""
+    files = dict(there)
     kept = run.inputs.request.spec.output.scores
     for name, values in {"mask": found.masks, **({"score": found.scores} if kept else {})}.items():
         for index in range(len(run.prompts)):
-            path = shard_path(name, index, chunk)
+            path = shard_path(name, run.first + index, chunk)
             if path not in files:
                 files[path] = run.store.put(path, encode_shard(values[index], run.inputs.grid))
     if kept and contributed_path(chunk) not in files:
@@ -128,7 +141,7 @@ def _context(folder: str, run_digest: str) -> RunContext:
     with _contexts_lock:
         key = (folder, run_digest)
         if key not in _contexts:
-            store = Store(Path(folder))
+            store = with_manifest(folder, run_digest)
             context = make_context(store, read_inputs(store))
             _contexts.clear()
             _contexts[key] = context

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from eo_batch.core.digest import ListDigest, sha256
 from eo_batch.core.errors import EoBatchError, IntegrityError
-from eo_batch.core.records import ChunkReceipt
-from eo_batch.outputs.store import Store
 from eo_batch.run.events import Event, Listener, silent
+from eo_batch.run.generations import Generation, generations, published
 from eo_batch.run.ledger import failures, get_receipt, receipt_keys, receipt_path
 from eo_batch.run.manifest import RunInputs, read_inputs, read_manifest, read_request
 from eo_batch.run.merge import read_marker
@@ -72,78 +71,111 @@ def verify_run(out: Path, *, read_data: bool = True, listener: Listener = silent
     ------
     ConfigError : there is no run in the folder.
     """
-    store = Store(out)
+    chain = generations(out)
+    store = chain[0]
     try:
         if read_manifest(store) is None and not store.exists("items.parquet"):
             read_request(store)
             return Verification(store.root, False, 0, 0, ())  # stopped before its search was done: nothing to check
-        inputs = read_inputs(store)
+        inputs = [read_inputs(store) for store in chain]
     except IntegrityError as error:
-        path = "items.parquet" if error.code == "shard-missing" else "manifest.json"
+        path = "items.parquet" if error.code == "shard-missing" else store.place("manifest.json")
         return Verification(store.root, False, 0, 0, (Problem(error.code, "", path, str(error)),))
     problems: list[Problem] = []
-    chunks = files = 0
-    for receipt, problem in _receipts(store):
-        chunks += 1
-        if problem:
-            problems.append(problem)
-            continue
-        assert receipt is not None
-        files += len(receipt.files)
-        problems += _damage(store, receipt, read_data=read_data)
-        listener(Event("chunk", receipt.key, chunks, inputs.chunk_count))
-    marker, found = _check_marker(store, inputs, read_data=read_data)
-    return Verification(store.root, marker, chunks, files, (*problems, *found))
+    chunks = files = done = 0
+    total = sum(frozen.chunk_count for frozen in inputs)
+    for store in chain:
+        for key, count, found in _check_chunks(store, read_data=read_data):
+            done += 1
+            chunks += store.number == 0
+            files += count
+            problems += found
+            listener(Event("chunk", key, done, total))
+    complete, found = _check_marker(chain, inputs, read_data=read_data)
+    return Verification(store.root, complete, chunks, files, (*problems, *found))
 
 
-def requeue_damaged(store: Store, inputs: RunInputs) -> list[str]:
-    """Forget every damaged chunk, so that it is computed again; what was forgotten, one line each."""
+def requeue_damaged(chain: Sequence[Generation], inputs: Sequence[RunInputs]) -> list[str]:
+    """Forget every damaged chunk, so that it is computed again; what was forgotten, one line each.
+
+    Parameters
+    ----------
+    chain : all generations of the run, oldest first. What a later one made of a chunk rests on the earlier ones: a chunk
+        that is damaged in one is forgotten in all that follow.
+    """
     said = []
-    for receipt, problem in _receipts(store):
-        damage = [problem] if problem else _damage(store, receipt, read_data=True) if receipt else []
-        if damage:
-            store.delete("COMPLETE.json")
-            store.delete(receipt_path(damage[0].key))
-            said += [f"repair: {found.text}" for found in damage]
+    for store in chain:
+        for key, _, found in _check_chunks(store, read_data=True):
+            if found:
+                store.delete("COMPLETE.json")
+                for later in reversed(chain[store.number :]):
+                    later.delete(receipt_path(key))
+                said += [f"repair: {problem.text}" for problem in found]
     try:
-        _, found = _check_marker(store, inputs, read_data=True)
+        _, found = _check_marker(chain, inputs, read_data=True)
     except EoBatchError as error:
         found = [Problem("receipt-mismatch", "", "COMPLETE.json", str(error))]
     if found:
-        store.delete("COMPLETE.json")
+        chain[0].delete("COMPLETE.json")
         said += [f"repair: {problem.text}" for problem in found]
     return said
 
 
-def _receipts(store: Store) -> Iterator[tuple[ChunkReceipt | None, Problem | None]]:
+def _check_chunks(store: Generation, *, read_data: bool) -> Iterator[tuple[str, int, list[Problem]]]:
+    """Of every chunk of a generation: its key, how many files were checked, and what is wrong.
+
+    Shards that an earlier generation wrote are checked there; here, that both receipts name the same ones.
+    """
     for key in receipt_keys(store):
         try:
-            yield get_receipt(store, key), None
+            receipt = get_receipt(store, key)
         except IntegrityError as error:
-            yield None, Problem(error.code, key, receipt_path(key), str(error))
+            yield key, 0, [Problem(error.code, key, store.place(receipt_path(key)), str(error))]
+            continue
+        shared = {path: sha for path, sha in _files_before(store, key).items() if store.place(path) == path}
+        own = {path: sha for path, sha in receipt.files.items() if path not in shared}
+        found = [_contradiction(store, key, path) for path, sha in shared.items() if receipt.files.get(path) != sha]
+        yield key, len(own), [*found, *_damage(store, key, own, read_data=read_data)]
 
 
-def _damage(store: Store, receipt: ChunkReceipt, *, read_data: bool) -> list[Problem]:
+def _files_before(store: Generation, key: str) -> Mapping[str, str]:
+    """Files of the chunk in the generation before; none where its receipt is gone or damaged, which is told there."""
+    if store.earlier is None or not store.earlier.exists(receipt_path(key)):
+        return {}
+    try:
+        return get_receipt(store.earlier, key).files
+    except IntegrityError:
+        return {}
+
+
+def _contradiction(store: Generation, key: str, path: str) -> Problem:
+    where = store.place(receipt_path(key))
+    return Problem("receipt-mismatch", key, where, f"chunk {key}: {where} names another {path} than the receipt before it")
+
+
+def _damage(store: Generation, key: str, files: Mapping[str, str], *, read_data: bool) -> list[Problem]:
     problems = []
-    for path, expected in receipt.files.items():
-        where = f"chunk {receipt.key}: {path}"
+    for path, expected in files.items():
+        place = store.place(path)
+        where = f"chunk {key}: {place}"
         if not store.exists(path):
-            problems.append(Problem("shard-missing", receipt.key, path, f"{where} is missing"))
+            problems.append(Problem("shard-missing", key, place, f"{where} is missing"))
         elif store.size(path) == 0:
-            problems.append(Problem("shard-mismatch", receipt.key, path, f"{where} is empty"))
+            problems.append(Problem("shard-mismatch", key, place, f"{where} is empty"))
         elif read_data and sha256(store.get(path)) != expected:
-            problems.append(Problem("shard-mismatch", receipt.key, path, f"{where} is not what was written"))
+            problems.append(Problem("shard-mismatch", key, place, f"{where} is not what was written"))
     return problems
 
 
-def _check_marker(store: Store, inputs: RunInputs, *, read_data: bool) -> tuple[bool, list[Problem]]:
-    """Whether the run is marked complete, and what contradicts the marker."""
+def _check_marker(chain: Sequence[Generation], inputs: Sequence[RunInputs], *, read_data: bool) -> tuple[bool, list[Problem]]:
+    """Whether the newest generation is marked complete, and what contradicts the marker."""
     try:
-        marker = read_marker(store)
+        marker = read_marker(chain[0])
     except IntegrityError as error:
         return False, [Problem(error.code, "", "COMPLETE.json", str(error))]
     if marker is None:
         return False, []
+    store = published(chain[0].root)
     problems = []
     for path, expected in marker["files"].items():
         if not store.exists(path):
@@ -152,16 +184,17 @@ def _check_marker(store: Store, inputs: RunInputs, *, read_data: bool) -> tuple[
             problems.append(Problem("shard-mismatch", "", path, f"{path} is not what was written"))
     manifest = read_manifest(store)
     if manifest is None or manifest["digest"] != marker["run"]:
-        problems.append(Problem("receipt-mismatch", "", "manifest.json", "manifest.json is not the one of the marker"))
+        path = store.place("manifest.json")
+        problems.append(Problem("receipt-mismatch", "", path, f"{path} is not the one of the marker"))
     try:
-        chain = ListDigest()
+        chain_digest = ListDigest()
         for key in receipt_keys(store):
-            chain.add([key, get_receipt(store, key).digest])
-        if chain.hexdigest != marker["receipts"]:
+            chain_digest.add([key, get_receipt(store, key).digest])
+        if chain_digest.hexdigest != marker["receipts"]:
             problems.append(Problem("receipt-mismatch", "", "receipts", "the receipts are not those of the marker"))
     except IntegrityError:
         pass  # named already, chunk by chunk
-    planned = inputs.chunk_count
+    planned = inputs[store.number].chunk_count
     if marker["chunks"]["total"] != planned or (not marker["partial"] and any(True for _ in failures(store))):
         problems.append(Problem("receipt-mismatch", "", "COMPLETE.json", "the marker does not agree with the plan"))
-    return True, problems
+    return store.number == chain[-1].number, problems

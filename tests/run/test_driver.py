@@ -17,7 +17,7 @@ from eo_batch.core.errors import AssetError, CatalogError, ConfigError, Integrit
 from eo_batch.core.prompts import PromptSet
 from eo_batch.models.probe import WindowMean
 from eo_batch.outputs.store import Store
-from eo_batch.run import answers, driver
+from eo_batch.run import answers, sitting
 from eo_batch.run.driver import resume_run, start_run
 from eo_batch.run.events import Event
 from eo_batch.run.lease import acquire
@@ -264,7 +264,7 @@ def test_many_equal_failures_in_a_row_stop_the_run(toy: Path, tmp_path: Path, mo
     request = load_pipeline(folder / "pipeline.toml")
     for scene in folder.glob("*.tif"):
         scene.unlink()
-    monkeypatch.setattr(driver, "STOP_AFTER_EQUAL", 3)
+    monkeypatch.setattr(sitting, "STOP_AFTER_EQUAL", 3)
     with pytest.raises(AssetError, match="asset-not-found"):
         start_run(request, tmp_path / "run", executor="serial")
     assert len(run_status(tmp_path / "run").failures) == 3

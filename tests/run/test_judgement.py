@@ -12,7 +12,7 @@ from toy import make_toy, toy_pipeline
 
 from eo_batch.core.errors import ResumeError
 from eo_batch.models.probe import WindowMean
-from eo_batch.run import answers, driver
+from eo_batch.run import answers, driver, sitting
 from eo_batch.run.driver import resume_run, start_run
 from eo_batch.run.events import Event
 from eo_batch.run.plan import make_inputs_of
@@ -33,7 +33,7 @@ def test_allowed_failures_do_not_stop_a_run_early(toy: Path, monkeypatch: pytest
     request = load_pipeline(toy / "pipeline.toml")
     scene = toy / "b1_nir.tif"
     scene.write_bytes(scene.read_bytes()[: scene.stat().st_size // 2])
-    monkeypatch.setattr(driver, "STOP_AFTER_EQUAL", 2)
+    monkeypatch.setattr(sitting, "STOP_AFTER_EQUAL", 2)
     summary = start_run(request, toy / "run", executor="serial", allow_failed=100)
     assert (summary.exit_status, summary.complete) == (3, True)
     assert 2 < summary.failed < summary.total
@@ -58,7 +58,7 @@ def test_unexpected_failures_keep_secrets_to_themselves(toy: Path, monkeypatch: 
 
 def test_the_same_unexpected_failure_again_and_again_is_told_as_a_bug(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "load_segmenter", lambda model, bands: Leaking(tuple(bands)))
-    monkeypatch.setattr(driver, "STOP_AFTER_EQUAL", 3)
+    monkeypatch.setattr(sitting, "STOP_AFTER_EQUAL", 3)
     with pytest.raises(RuntimeError, match="cannot read"):
         start_run(load_pipeline(toy / "pipeline.toml"), toy / "run", executor="serial")
     assert len(run_status(toy / "run").failures) == 3

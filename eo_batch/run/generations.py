@@ -1,0 +1,91 @@
+"""Generations of a run: prompts that were added later have a folder of their own, and no finished file changes.
+
+Generation 0 is the run as it was started. Generation n holds, in `extensions/000n/`, the files that name all prompts of
+that time: request, manifest, parts, receipts. Everything else is shared. A `Generation` is a store that shows one of them
+under the names of a run that was never extended, so that readers and writers need not know of any of this.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from eo_batch.outputs.store import Store
+
+OWN = ("request.json", "manifest.json", "parts", "receipts", "failures")
+"""What each generation has of its own; all other names are those of the run."""
+
+
+class Generation(Store):
+    """Files of a run as one generation sees them.
+
+    Parameters
+    ----------
+    root : directory of the run.
+    number : 0 for the run as it was started; n for what the n-th extension made of it.
+    """
+
+    def __init__(self, root: str | Path, number: int = 0) -> None:
+        super().__init__(root)
+        self.number = number
+
+    def __repr__(self) -> str:
+        return f"Generation({str(self.root)!r}, {self.number})"
+
+    @property
+    def earlier(self) -> Generation | None:
+        """The generation before this one."""
+        return Generation(self.root, self.number - 1) if self.number else None
+
+    @property
+    def following(self) -> Generation:
+        """The generation after this one, whether it is there or not."""
+        return Generation(self.root, self.number + 1)
+
+    def place(self, path: str) -> str:
+        """Where `path` is, relative to the run directory."""
+        is_own = self.number and path.split("/", 1)[0] in OWN
+        return f"extensions/{self.number:04d}/{path}" if is_own else path
+
+    def local_path(self, path: str) -> Path:
+        """As `Store.local_path`: every access to a file goes through here."""
+        return super().local_path(self.place(path))
+
+
+def generations(root: str | Path) -> list[Generation]:
+    """All generations of the run in `root`, oldest first; the first one whether there is a run or not."""
+    found = [Generation(root)]
+    while found[-1].following.exists("request.json"):
+        found.append(found[-1].following)
+    return found
+
+
+def newest(root: str | Path) -> Generation:
+    """The generation that drivers work on."""
+    return generations(root)[-1]
+
+
+def published(root: str | Path) -> Generation:
+    """The generation that readers see: the one that `COMPLETE.json` names, or the newest of a run that has none."""
+    chain = generations(root)
+    marker = _named(chain[0], "COMPLETE.json", "run")
+    return next((store for store in chain if marker is not None and _manifest(store) == marker), chain[-1])
+
+
+def with_manifest(root: str | Path, digest: str) -> Generation:
+    """The generation whose manifest has this digest; the newest where none has it, so that its manifest is judged."""
+    chain = generations(root)
+    return next((store for store in chain if _manifest(store) == digest), chain[-1])
+
+
+def _manifest(store: Store) -> str | None:
+    return _named(store, "manifest.json", "digest")
+
+
+def _named(store: Store, path: str, key: str) -> str | None:
+    """A text in a JSON file, or None where it cannot be had: what is damaged is judged by those who read it in earnest."""
+    try:
+        value = json.loads(store.get(path))[key]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return value if isinstance(value, str) else None

@@ -1,0 +1,169 @@
+"""One sitting of a driver: hand out the chunks that are missing, and judge what comes back.
+
+Outcomes are a receipt, a failure of one chunk (noted, the run goes on), or something fatal (drain and stop).
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from eo_batch.core.errors import EoBatchError, IntegrityError, StoreError
+from eo_batch.core.grid import chunk_key
+from eo_batch.core.hrefs import redact
+from eo_batch.core.records import ChunkFailure, ChunkReceipt
+from eo_batch.run.events import Event, Listener
+from eo_batch.run.executors import Executor, Task, make_executor
+from eo_batch.run.generations import Generation
+from eo_batch.run.ledger import failures, put_failure, receipt_keys
+from eo_batch.run.manifest import RunInputs, read_manifest
+from eo_batch.run.merge import read_marker
+from eo_batch.run.status import pixel_area_km2
+from eo_batch.run.task import execute, forget_contexts
+
+STOP_AFTER_EQUAL = 20
+"""Stop early after so many failures in a row with one code, unless they are allowed: the archive is down."""
+
+
+def sit(
+    store: Generation, inputs: RunInputs, *, kind: str | None, workers: int | None, allow_failed: int, listener: Listener
+) -> Sitting:
+    """Compute the chunks that have no receipt; what came of it.
+
+    Raises
+    ------
+    EoBatchError : why no chunk can be made, or why the run was stopped early; all that was finished is kept.
+    """
+    sitting = Sitting(store, inputs, listener, allow_failed)
+    if sitting.missing:
+        cluster = inputs.request.spec.cluster
+        with make_executor(kind or cluster.kind, workers or cluster.workers) as pool, _stop_on_signals() as stop:
+            try:
+                sitting.run(pool, stop)
+            finally:
+                forget_contexts()
+            sitting.interrupted = stop.is_set()
+    return sitting
+
+
+class Sitting:
+    """Counts of a sitting, and the judgement of outcomes."""
+
+    def __init__(self, store: Generation, inputs: RunInputs, listener: Listener, allow_failed: int) -> None:
+        self.store, self.inputs, self.listener, self.allow_failed = store, inputs, listener, allow_failed
+        self.finished = set(receipt_keys(store))
+        self.total = inputs.chunk_count
+        self.missing = self.total - len(self.finished)
+        self.counts = {"done": len(self.finished), "empty": 0, "failed": 0}
+        self.pixel_km2 = pixel_area_km2(inputs)
+        self.km2, self.in_a_row, self.last_code = 0.0, 0, ""
+        self.fatal: BaseException | None = None
+        self.interrupted = self.outdates_marker = False
+
+    @property
+    def unfinished(self) -> int:
+        """Chunks that are neither finished nor failed."""
+        return self.total - sum(self.counts.values())
+
+    def run(self, pool: Executor, stop: threading.Event) -> None:
+        """Hand out all missing chunks; returns when all are judged, or drained after a stop."""
+        manifest = read_manifest(self.store)
+        assert manifest is not None
+        marker = read_marker(self.store)
+        self.outdates_marker = marker is not None and marker["run"] == manifest["digest"]
+        folder = str(self.store.root)
+        self.listener(
+            Event(
+                "start",
+                f"{self.missing:,} of {self.total:,} chunks to do",
+                self.total - self.missing,
+                self.total,
+                data={"dashboard": pool.dashboard, "workers": pool.width},
+            )
+        )
+        blocked = self._blocked()
+        for failure in blocked.values():
+            self._record(failure)
+        for task, result in pool.outcomes(execute, self._tasks(folder, manifest["digest"], self.finished | blocked.keys(), stop)):
+            self._judge(task, result)
+            if self.fatal is not None:
+                stop.set()
+        if self.fatal is not None:
+            raise self.fatal
+
+    def _blocked(self) -> dict[str, ChunkFailure]:
+        """Chunks that the generation before could not make: there is nothing to add to."""
+        earlier = self.store.earlier
+        return {} if earlier is None else {failure.key: failure for failure in failures(earlier)}
+
+    def _tasks(self, folder: str, run_digest: str, left_out: set[str], stop: threading.Event) -> Iterator[Task]:
+        ny, nx = self.inputs.grid.chunks_yx
+        for t in range(len(self.inputs.steps)):
+            for iy in range(ny):
+                for ix in range(nx):
+                    if stop.is_set():
+                        return
+                    if chunk_key(t, iy, ix) not in left_out:
+                        yield folder, run_digest, t, iy, ix
+
+    def _judge(self, task: Task, result: Any) -> None:
+        if isinstance(result, ChunkReceipt):
+            if self.outdates_marker:
+                self.store.delete("COMPLETE.json")  # of a partial map: it stays until there is something new
+                self.outdates_marker = False
+            self.counts[result.status] += 1
+            self.in_a_row = 0
+            self.km2 += result.inside_px * self.pixel_km2
+            for text in result.telemetry.get("notes", ()):
+                self.listener(Event("warning", text))
+            data = {"key": result.key, "status": result.status, "polygons": result.polygons, **result.telemetry}
+            self._tell("chunk", f"chunk {result.key}: {result.status}", data)
+            return
+        if isinstance(result, StoreError | IntegrityError) or not isinstance(result, Exception):
+            self.fatal = self.fatal or result
+            return
+        self._fail(chunk_key(*task[2:]), result)
+
+    def _fail(self, key: str, error: Exception) -> None:
+        code = error.code if isinstance(error, EoBatchError) else "unexpected"
+        text = str(error) if isinstance(error, EoBatchError) else redact(f"unexpected {type(error).__name__}: {error}")
+        self._record(ChunkFailure(key, code, text, 1))
+        self.in_a_row = self.in_a_row + 1 if code == self.last_code else 1
+        self.last_code = code
+        share = 100.0 * self.counts["failed"] / self.total
+        too_many = share > self.inputs.request.spec.limits.max_failed_percent and self.counts["failed"] >= STOP_AFTER_EQUAL
+        if self.counts["failed"] > self.allow_failed and (self.in_a_row >= STOP_AFTER_EQUAL or too_many):
+            self.fatal = error
+
+    def _record(self, failure: ChunkFailure) -> None:
+        self.counts["failed"] += 1
+        put_failure(self.store, failure)
+        self._tell("failure", f"chunk {failure.key} failed: {failure.text}", {"key": failure.key, "code": failure.code})
+
+    def _tell(self, kind: str, text: str, data: dict[str, Any]) -> None:
+        done = self.counts["done"] + self.counts["empty"]
+        self.listener(Event(kind, text, done, self.total, self.km2, data))
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set; a second Ctrl-C raises KeyboardInterrupt."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
