@@ -14,6 +14,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -40,7 +41,7 @@ Listener = Callable[[str, int, int], None]
 
 PICKLE_BYTES = 8 << 20
 """The part of a checkpoint that is no tensor; published ones have less than 1 MB. A byte of it can cost 90 bytes of memory."""
-STATE_KEYS = ("model", "state_dict")
+STATE_KEYS = ("model", "state_dict", "module")
 """Where trainings put the tensors; a checkpoint that holds nothing else may have them at the top."""
 DTYPES = MappingProxyType(
     {
@@ -69,12 +70,16 @@ class Architecture:
     build : the network as torch.nn.Module, from a config; called with the meta device as default.
     published_config : config of the published checkpoint.
     tolerated : keys that some checkpoints carry and the network does not need.
+    settings_of : (tensors, config as given or None) -> the whole config; None: as given, else as published.
+    translate : (tensors, state dict of the network, config, where=) -> tensors by the network's names; None: they have them.
     """
 
     name: str
     build: Callable[[Mapping[str, Any]], Any]
     published_config: Callable[[], Mapping[str, Any]]
     tolerated: Collection[str] = ()
+    settings_of: Callable[[Mapping[str, Any], Mapping[str, Any] | None], Mapping[str, Any]] | None = None
+    translate: Callable[..., Mapping[str, Any]] | None = None
 
 
 def _build_remotesam(config: Mapping[str, Any]) -> Any:
@@ -89,10 +94,28 @@ def _remotesam_config() -> Mapping[str, Any]:
     return RemoteSAMConfig().as_dict()
 
 
+def _of_rsrefseg(name: str) -> Callable[..., Any]:
+    """A function of `rsrefseg.conversion`, imported when it is called."""
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        return getattr(import_module("eo_batch.models.rsrefseg.conversion"), name)(*arguments, **named)
+
+    return call
+
+
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
         entry.name: entry
-        for entry in (Architecture("remotesam", _build_remotesam, _remotesam_config, ("text_encoder.embeddings.position_ids",)),)
+        for entry in (
+            Architecture("remotesam", _build_remotesam, _remotesam_config, ("text_encoder.embeddings.position_ids",)),
+            Architecture(
+                "rsrefseg",
+                _of_rsrefseg("build"),
+                _of_rsrefseg("published"),
+                settings_of=_of_rsrefseg("settings_of"),
+                translate=_of_rsrefseg("translate"),
+            ),
+        )
     }
 )
 """The networks of this package, by name."""
@@ -162,9 +185,14 @@ def convert_checkpoint(
     target = source.with_suffix(SUFFIX) if target is None else target
     if target.exists() and not replaces:
         raise ConfigError("config-invalid", "is there already", where=str(target), fix="Remove it, or choose another --out.")
-    settings = dict(architecture.published_config() if config is None else config)
+    tensors: Mapping[str, Any] = state_of(read_checkpoint(source), where=str(source))
+    if architecture.settings_of is not None:
+        settings = dict(architecture.settings_of(tensors, config))
+    else:
+        settings = dict(architecture.published_config() if config is None else config)
     expected = _expected(architecture, settings)
-    tensors = state_of(read_checkpoint(source), where=str(source))
+    if architecture.translate is not None:
+        tensors = architecture.translate(tensors, expected, settings, where=str(source))
     kept = check_tensors(expected, tensors, where=str(source), tolerated=architecture.tolerated)
     metadata = {
         "architecture": architecture.name,
