@@ -37,6 +37,11 @@ def quantise_scores(logits: NDArray[np.float32], valid: NDArray[np.bool_]) -> ND
     return codes
 
 
+def least_step(threshold: float) -> int:
+    """Least stored score that reaches `threshold`: ceil(250 x threshold), so 100 for 0.4 and 101 for 0.401."""
+    return int(np.ceil(threshold * SCORE_STEPS - 1e-9))
+
+
 def decide(scores: NDArray[np.uint8], thresholds: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Masks of stored scores: 1 where the stored score reaches the prompt's threshold, 254 where there is none.
 
@@ -51,7 +56,7 @@ def decide(scores: NDArray[np.uint8], thresholds: NDArray[np.float64]) -> NDArra
     -------
     uint8 (prompt, y, x) of 0, 1 and 254.
     """
-    least = np.ceil(np.asarray(thresholds) * SCORE_STEPS - 1e-9).astype(np.uint8)
+    least = np.array([least_step(threshold) for threshold in thresholds], np.uint8)
     masks = (scores >= least[:, None, None]).astype(np.uint8)
     masks[scores == NO_OBSERVATION] = NO_OBSERVATION
     return masks

@@ -1,0 +1,131 @@
+"""Command `rethreshold`: other thresholds for a finished run, from its stored scores."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eo_batch.cli.jobs import Cluster, Workers, finish
+from eo_batch.cli.progress import Progress
+from eo_batch.cli.report import Json, Quiet, command, epilog, print_json, print_table, say
+from eo_batch.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from eo_batch.run.rethreshold import Change
+    from eo_batch.run.sweep import Sweep, SweepRow
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run with output.scores = true.")]
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", metavar="TEXT", help="Prompt of the run that gets another threshold; can be given several times."),
+]
+Thresholds = Annotated[
+    list[float] | None,
+    typer.Option("--threshold", metavar="SCORE", help="Its new threshold, between 0 and 1: one for each --prompt, in order."),
+]
+MinAreas = Annotated[
+    list[float] | None,
+    typer.Option("--min-area", metavar="M2", help="Smallest footprint in m2: one for each --prompt, in order."),
+]
+Out = Annotated[Path | None, typer.Option(help="New folder. Default: beside RUN, named RUN-v2 or the next number that is free.")]
+DoSweep = Annotated[
+    bool,
+    typer.Option("--sweep", help="Make no run: print what thresholds from 0.1 to 0.9 would find, for --prompt or all prompts."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this module to `app`."""
+    examples = (
+        "eo-batch rethreshold runs/water-2024 --prompt water --sweep",
+        "eo-batch rethreshold runs/water-2024 --prompt water --threshold 0.4",
+        "eo-batch rethreshold runs/city --prompt roof --threshold 0.6 --prompt road --threshold 0.35 --out runs/city-strict",
+    )
+    app.command("rethreshold", epilog=epilog(*examples))(rethreshold)
+
+
+def _how_to_go_on(*, out: Path | None = None, sweep: bool = False, **others: Any) -> str:
+    """After Ctrl-C."""
+    if sweep:
+        return "the same command begins anew"
+    folder = "NEW" if out is None else str(out)
+    return f"what is finished is kept; `eo-batch resume {folder}` goes on from there, the old run is untouched"
+
+
+@partial(command, after_ctrl_c=_how_to_go_on)
+def rethreshold(
+    run: Run,
+    prompt: Prompts = None,
+    threshold: Thresholds = None,
+    min_area: MinAreas = None,
+    out: Out = None,
+    sweep: DoSweep = False,
+    cluster: Cluster = None,
+    workers: Workers = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Make a new version of a run with other thresholds.
+
+    Decides masks and footprints again from the stored scores: no scene is read and no model is loaded. The new run lies beside
+    the old one, which stays as it is, and is what a run with these thresholds would have been, byte for byte. Prompts that
+    are not named keep their thresholds. Scores are stored in steps of 1/250. Stopped: `eo-batch resume NEW`.
+    """
+    if sweep:
+        for name, given in (("--threshold", threshold), ("--min-area", min_area), ("--out", out)):
+            if given:
+                raise ConfigError("config-invalid", f"--sweep and {name} exclude each other", fix="Leave one of them away.")
+        return _print_sweeps(run, prompt or [], as_json=json, quiet=quiet)
+    changes = _changes(prompt or [], threshold or [], min_area or [])
+    from eo_batch.run import rethreshold as again
+
+    with Progress(as_json=json, quiet=quiet) as progress:
+        summary = again.rethreshold(run, changes, out, executor=cluster, workers=workers, listener=progress.tell)
+    return finish(summary, as_json=json)
+
+
+def _changes(prompts: list[str], thresholds: list[float], areas: list[float]) -> dict[str, Change]:
+    """What changes for each prompt; numbers belong to prompts by their order."""
+    from eo_batch.run.rethreshold import Change
+
+    if not prompts:
+        fix = "Give --prompt TEXT --threshold SCORE; `--sweep` shows what thresholds would find."
+        raise ConfigError("config-invalid", "no prompt is named", where="--prompt", fix=fix)
+    if len(set(prompts)) < len(prompts):
+        raise ConfigError("config-invalid", "a prompt is named twice", where="--prompt", fix="Name each prompt once.")
+    for name, given in (("--threshold", thresholds), ("--min-area", areas)):
+        if given and len(given) != len(prompts):
+            what = f"{len(given)} numbers for {len(prompts)} prompts"
+            raise ConfigError("config-invalid", what, where=name, fix=f"Give {name} once for each --prompt, in the same order.")
+    return {
+        text: Change(thresholds[index] if thresholds else None, areas[index] if areas else None)
+        for index, text in enumerate(prompts)
+    }
+
+
+def _print_sweeps(run: Path, prompts: list[str], *, as_json: bool, quiet: bool) -> int:
+    from eo_batch.run.sweep import sweep
+
+    with Progress(as_json=False, quiet=quiet or as_json) as progress:
+        found = sweep(run, prompts, progress=lambda done, total: progress.count(done, total, "counting scores"))
+    if as_json:
+        print_json({"run": str(run), "prompts": [each.as_dict() for each in found]})
+        return 0
+    for each in found:
+        steps = f"{len(each.steps)} time steps together" if len(each.steps) > 1 else each.steps[0].label
+        print_table(
+            [_cells(each, row) for row in each.rows()],
+            header=("threshold", "pixels", "km2", "share", ""),
+            title=f'"{each.prompt.text}", {steps}',
+        )
+    say("share: of what was observed inside the region. `--json` has each time step by itself.")
+    return 0
+
+
+def _cells(sweep: Sweep, row: SweepRow) -> tuple[str, ...]:
+    share = "-" if row.share is None else f"{100 * row.share:.2f} %"
+    now = "<- as the run is now" if row.threshold == sweep.prompt.threshold else ""
+    return f"{row.threshold:g}", f"{row.pixels:,}", f"{row.area_km2:,.4f}", share, now
