@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eo_batch.core.errors import ConfigError, ModelError
 from eo_batch.models.engine import Engine, find_device, open_once
+from eo_batch.models.kept import tensor_of
 from eo_batch.models.remotesam.config import RemoteSAMConfig
 from eo_batch.models.remotesam.initial import initialise
 from eo_batch.models.remotesam.network import ImageFeatures, PromptFeatures, RemoteSAM
@@ -59,6 +63,25 @@ class RemoteSAMEngine(Engine[RemoteSAM]):
             return ImageFeatures((seen,), (pixels.shape[2], pixels.shape[3]))
 
         return tuple(self.by_room("see", see, len(pixels), most=len(pixels) if self.together else 1))
+
+    def load_seen(self, windows: Sequence[Mapping[str, NDArray[Any]]], *, threads: int) -> ImageFeatures:
+        """One entry, as `encode_pixels` gives it, of what was kept of windows.
+
+        Parameters
+        ----------
+        windows : with the fields of `Seen`, without their first axis; numbers as `array_of` gives them.
+
+        Raises
+        ------
+        ModelError : `model-oom`.
+        """
+        side, (h, w) = self.network.config.window_px, windows[0]["grid"]
+        with self.computing(threads, f"kept features of {len(windows)} windows"):
+            carried, look, query = (
+                torch.stack([tensor_of(window[name], self.dtype) for window in windows]).to(self.device)
+                for name in Seen._fields[1:]
+            )
+            return ImageFeatures((Seen((int(h), int(w)), carried, look, query),), (side, side))
 
     def answer(self, windows: ImageFeatures, prompt: PromptFeatures, *, threads: int) -> Tensor:
         """Foreground minus background of the windows of one entry, float32 (n, side, side) on the CPU.

@@ -22,7 +22,7 @@ from eo_batch.models.remotesam.phrases import find_positions
 from eo_batch.models.remotesam.pictures import nearest_positions, prepare
 from eo_batch.models.remotesam.templates import CLASS_TEMPLATE, Question, Wording
 from eo_batch.models.remotesam.tokens import TokenisedText, Tokenizer
-from eo_batch.models.segmenter import SegmenterInfo, band_names
+from eo_batch.models.segmenter import FLOAT_BYTES, SegmenterInfo, band_names
 from eo_batch.models.stretch import Stretch
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 ALGORITHM = "remotesam/1"
 """Raise the number when the same window and prompt give another answer; options are in the digest anyway."""
 BANDS = ("red", "green", "blue")
+SEEN = ("carried", "look", "query")
+"""Names under which the tensors of `Seen` are kept."""
 WEIGHTS = "remotesam"
 """Published weights that are used where the options name none."""
 CALL_BYTES, FEATURE_BYTES = 1000, 130
@@ -140,6 +142,37 @@ class RemoteSAMSegmenter:
         if image_features.ceiling is not None:
             np.minimum(distinct, image_features.ceiling[:, None], out=distinct)
         return distinct[list(image_features.places)]
+
+    def dump_features(self, image_features: RemoteSAMImages) -> list[dict[str, NDArray[Any]]]:
+        """See `FeatureKeeper.dump_features`: what the first stage saw, one row of each of its tensors, and the ceiling."""
+        from eo_batch.models.kept import array_of
+
+        distinct: list[dict[str, NDArray[Any]]] = []
+        for entry in image_features.features:
+            (seen,) = entry.windows
+            parts = {name: array_of(part) for name, part in zip(SEEN, seen[1:], strict=True)}
+            places = {"grid": np.array(seen.grid), "shape_yx": np.array(image_features.shape_yx)}
+            distinct += [{**{name: part[row] for name, part in parts.items()}, **places} for row in range(len(seen.look))]
+        if image_features.ceiling is not None:
+            for window, ceiling in zip(distinct, image_features.ceiling, strict=True):
+                window["ceiling"] = ceiling
+        return [distinct[place] for place in image_features.places]
+
+    def load_features(self, windows: Sequence[Mapping[str, NDArray[Any]]]) -> RemoteSAMImages:
+        """See `FeatureKeeper.load_features`; on a CPU a repeated window is answered once, as in `encode_images`.
+
+        Raises
+        ------
+        ModelError : `model-oom`.
+        """
+        names = [place if self.engine.together else id(window) for place, window in enumerate(windows)]
+        distinct = list(dict.fromkeys(names))
+        some = [windows[names.index(name)] for name in distinct]
+        entries = [some] if self.engine.together else [[window] for window in some]
+        features = tuple(self.engine.load_seen(entry, threads=self.threads) for entry in entries)
+        ceiling = np.stack([window["ceiling"] for window in some]) if self.outlines is not None else None
+        h, w = some[0]["shape_yx"]
+        return RemoteSAMImages(features, tuple(distinct.index(name) for name in names), (int(h), int(w)), ceiling)
 
     def explain(self, prompts: PromptSet) -> tuple[str, ...]:
         """The sentence and the word pieces that each prompt is asked with, one line per prompt."""
@@ -285,7 +318,15 @@ def _info(segmenter: RemoteSAMSegmenter) -> SegmenterInfo:
         fixed_bytes=fixed,
         call_bytes=call,
         pixel_bytes=pixel,
+        feature_bytes=_kept_bytes(segmenter),
     )
+
+
+def _kept_bytes(segmenter: RemoteSAMSegmenter) -> int:
+    """Bytes of what `dump_features` gives of a window: three tensors of the first stage, four pixels to a token."""
+    config, dtype = segmenter.engine.network.config, segmenter.engine.dtype
+    ceiling = FLOAT_BYTES * segmenter.window_px**2 if segmenter.outlines else 0
+    return len(SEEN) * (-(-config.window_px // 4)) ** 2 * config.embed_dim * dtype.itemsize + ceiling
 
 
 def _memory(segmenter: RemoteSAMSegmenter) -> tuple[int, int, int]:
