@@ -11,17 +11,15 @@ import typer
 from eo_batch.cli.bytes_progress import BytesProgress
 from eo_batch.cli.report import Json, Quiet, command, epilog, print_json, print_table, say
 
-CONTOURS = "directsam"
-"""Name of the contour network: it answers no prompt, so it is no segmenter."""
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Published weights: remotesam, directsam.", show_default=False)]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Published weights, as `models list` names them.", show_default=False)]
 Revision = Annotated[
     str | None,
-    typer.Option(metavar="COMMIT", help="For directsam, which is not pinned: the commit you trust, 40 hexadecimal digits."),
+    typer.Option(metavar="COMMIT", help="Of weights that are not pinned: the commit you trust, 40 hexadecimal digits."),
 ]
 
 
 _FETCHES = (
-    "eo-batch models fetch remotesam",
+    "eo-batch models fetch clipseg",
     "eo-batch models fetch remotesam --yes",
     "eo-batch models fetch directsam --revision 0123456789abcdef0123456789abcdef01234567",
 )
@@ -46,32 +44,38 @@ def _group() -> None:
 def list_models(json: Json = False) -> None:
     """Segmenters for `[model] name`: what they know, their licence, and how to get what is missing.
 
-    Below them the contour network for `eo-batch segment --contours`. Looks whether weights are here; reads none.
+    Below them the published networks that are no segmenters: what others are made of, and contours for `eo-batch segment`.
+    Looks whether weights are here; reads none.
     """
     from eo_batch.models.registry import list_segmenters
+    from eo_batch.models.weights.published import FOLDERS
 
-    entries, contours = list_segmenters(), _contours()
+    entries = list_segmenters()
+    others = [_network(folder) for folder in FOLDERS if folder.name not in {entry.name for entry in entries}]
     if json:
         fields = ("name", "summary", "licence", "origin", "is_available", "advice", "state")
-        print_json({"models": [{field: getattr(entry, field) for field in fields} for entry in entries], "contours": [contours]})
+        print_json({"models": [{field: getattr(entry, field) for field in fields} for entry in entries], "networks": others})
         return
     rows = [(entry.name, entry.state, entry.licence, entry.summary) for entry in entries]
-    rows.append((contours["name"], contours["state"], contours["licence"], contours["summary"]))
     print_table(rows, header=("name", "state", "licence", "what it knows"))
+    print()
+    rows = [(other["name"], other["state"], _short(other["licence"]), other["summary"]) for other in others]
+    print_table(rows, header=("network, no segmenter", "state", "licence", "what it is"))
 
 
 @command
 def show(
-    weights: Annotated[str, typer.Argument(metavar="NAME|FILE", help="Published weights, or a safetensors file.")],
+    weights: Annotated[str, typer.Argument(metavar="NAME|FILE", help="Published weights, a safetensors file, or a folder.")],
     json: Json = False,
 ) -> None:
     """What is known about weights: where they come from, their licence, what network they make, whether they are here."""
     from eo_batch.core.errors import ModelError
     from eo_batch.models.weights import find_weights
-    from eo_batch.models.weights.published import published_files, published_names
+    from eo_batch.models.weights.published import published_files, published_folder, published_names
 
-    if weights == CONTOURS:
-        return _show_contours(as_json=json)
+    folder = published_folder(weights)
+    if folder is not None or (Path(weights) / "config.json").is_file():
+        return _show_folder(folder, weights, as_json=json)
     files = published_files(weights) if weights in published_names() else ()
     try:
         found, absent = _facts(find_weights(weights)), ""
@@ -101,21 +105,22 @@ def fetch(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Download published weights, check their sha256, and convert them to safetensors.
+    """Download published weights, check their sha256, and convert them to safetensors where they are something else.
 
     An interrupted download goes on where it ended. Nothing is asked of the network where HF_HUB_OFFLINE is set.
     The weights folder is named by EO_BATCH_WEIGHTS; default: ~/.cache/eo-batch/weights.
     """
-    if name == CONTOURS:
-        return _fetch_contours(revision, yes=yes, quiet=quiet, as_json=json)
     from eo_batch.core.errors import ConfigError
     from eo_batch.models.weights import need_libraries
-    from eo_batch.models.weights.published import published_files
+    from eo_batch.models.weights.published import published_folder
 
-    files = published_files(name)
+    folder = published_folder(name)
+    if folder is not None:
+        return _fetch_folder(folder, revision, yes=yes, quiet=quiet, as_json=json)
+    files = _files_of(name)
     if revision is not None:
         what = f"the weights {name} are pinned: there is one commit of them"
-        raise ConfigError("config-invalid", what, where="--revision", fix=f"Leave it out. It is for {CONTOURS}.")
+        raise ConfigError("config-invalid", what, where="--revision", fix="Leave it out.")
     need_libraries("torch", "transformers", "safetensors", "huggingface_hub")
     from eo_batch.models.weights.hub import fetch as fetch_weights
     from eo_batch.models.weights.hub import is_fetched
@@ -149,71 +154,99 @@ def convert(
     _say_where(found, as_json=json)
 
 
-def _fetch_contours(revision: str | None, *, yes: bool, quiet: bool, as_json: bool) -> None:
-    """The contour network of one commit that the user names, after its licence was shown and confirmed."""
-    from eo_batch.core.errors import ConfigError
-    from eo_batch.models.contours import files as contour_files
-    from eo_batch.models.weights import need_libraries
+def _files_of(name: str) -> tuple[Any, ...]:
+    """Published files of this name; where there are none the error knows the names of folders too."""
+    import difflib
 
-    if revision is None:
-        what = "nobody has published a sha256 of these weights, so they are not pinned: you say which commit you trust"
-        fix = f"Run: {contour_files.COMMAND}, with the 40 digits that the history of {contour_files.REPO} on the hub shows."
-        raise ConfigError("config-invalid", what, where="--revision", fix=fix)
-    contour_files.check_revision(revision)
+    from eo_batch.core.errors import ConfigError
+    from eo_batch.models.weights.published import folder_names, published_files, published_names
+
+    known = (*published_names(), *folder_names())
+    if name in known:
+        return published_files(name)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f'Did you mean "{close[0]}"? ' if close else ""
+    fix = f"{hint}Known: {', '.join(known)}."
+    raise ConfigError("config-invalid", f'no published weights are known as "{name}"', where="weights", fix=fix)
+
+
+def _fetch_folder(published: Any, revision: str | None, *, yes: bool, quiet: bool, as_json: bool) -> None:
+    """A network of one commit, after its licence was shown and confirmed."""
+    from eo_batch.models.weights import need_libraries
+    from eo_batch.models.weights.folders import commit_of, fetch_folder, is_fetched
+
+    commit = commit_of(published, revision)
     need_libraries("torch", "transformers", "safetensors", "huggingface_hub")
-    if not contour_files.is_fetched(revision):
-        names = ", ".join((contour_files.WEIGHTS, contour_files.CONFIG, contour_files.PROCESSING))
-        say(f"{names} from {contour_files.REPO}, commit {revision[:12]}")
-        say(f"  licence: {contour_files.LICENCE}.")
-        say(f"  source: {contour_files.SOURCE}; the sha256 is written down and checked each time they are loaded.")
+    if not is_fetched(published, commit):
+        names = ", ".join(file.filename for file in published.files)
+        size = f" ({published.bytes / 1e6:,.1f} MB)" if all(file.bytes for file in published.files) else ""
+        say(f"{names}{size} from {published.repo}, commit {commit[:12]}")
+        say(f"  licence: {published.licence}.")
+        if published.is_gated:
+            say(f"  the hub wants an account that accepted it on https://huggingface.co/{published.repo}, and its HF_TOKEN.")
+        say(f"  source: {published.source}; the sha256 of each file is written down and checked each time they are loaded.")
         _confirm(yes=yes)
     with BytesProgress(quiet=quiet) as progress:
-        found = contour_files.fetch_contours(revision, listener=progress.tell)
-    print_json(_contour_facts(found)) if as_json else print_table(_contour_facts(found).items())
+        found = fetch_folder(published.name, revision=revision, listener=progress.tell)
+    print_json(_folder_facts(found)) if as_json else print_table(_folder_facts(found).items())
 
 
-def _contours() -> dict[str, Any]:
-    """What `models list` says of the contour network."""
+def _network(published: Any) -> dict[str, Any]:
+    """What `models list` says of a published network."""
     from eo_batch.core.errors import ModelError
-    from eo_batch.models.contours import files as contour_files
-    from eo_batch.models.weights import need_libraries
+    from eo_batch.models.weights import are_present, need_libraries
+    from eo_batch.models.weights.folders import fetched_folders
 
-    fetched = contour_files.fetched_folders()
-    state = "ready" if len(fetched) == 1 else f"weights missing: {contour_files.COMMAND}"
-    if len(fetched) > 1:
+    fetched = fetched_folders(published.name)
+    state = "ready" if are_present(published.name) else f"weights missing: {published.command}"
+    if not published.revision and len(fetched) > 1:
         state = f"{len(fetched)} commits are here: give the folder of one of them"
     try:
         need_libraries("torch", "transformers", "safetensors")
     except ModelError as error:
         state = f"needs libraries: {error.fix.removeprefix('Run: ')}"
     return {
-        "name": CONTOURS,
+        "name": published.name,
         "state": state,
-        "licence": "not stated upstream",
-        "summary": "no prompts: outlines that part touching objects, for `segment --contours directsam` (arXiv 2402.14327)",
+        "licence": published.licence,
+        "summary": published.summary,
         "folders": [str(folder) for folder in fetched],
     }
 
 
-def _show_contours(*, as_json: bool) -> None:
-    from eo_batch.models.contours import files as contour_files
+def _show_folder(published: Any, named: str, *, as_json: bool) -> None:
+    """Where a network comes from, and what of it is here: all fetched commits, or the folder that was named."""
+    from eo_batch.models.weights.folders import fetched_folders, find_folder
 
-    published = {"repo": contour_files.REPO, "revision": "named by you", "licence": contour_files.LICENCE}
-    published |= {"source": contour_files.SOURCE}
-    here = [_contour_facts(contour_files.find_contours(folder)) for folder in contour_files.fetched_folders()]
+    folders = [Path(named)] if published is None else fetched_folders(published.name)
+    here = [_folder_facts(find_folder(folder)) for folder in folders]
+    fields = ("repo", "revision", "licence", "source")
+    told = [] if published is None else [{field: getattr(published, field) or "named by you" for field in fields}]
     if as_json:
-        return print_json({"published": [published], "here": here})
-    print_table(published.items(), title=f"published as {contour_files.WEIGHTS}")
-    print()
+        return print_json({"published": told, "here": here})
+    for facts in told:
+        print_table(facts.items(), title=f"published as {', '.join(file.filename for file in published.files)}")
+        print()
     for facts in here:
         print_table(facts.items(), title="on this machine")
     if not here:
-        say(f"not on this machine. Run: {contour_files.COMMAND}.")
+        say(f"not on this machine. Run: {published.command}.")
 
 
-def _contour_facts(found: Any) -> dict[str, Any]:
-    """`ContourFiles` for people and machines."""
-    return {"weights": str(found.weights), "sha256": found.sha256, "bytes": found.weights.stat().st_size}
+def _folder_facts(found: Any) -> dict[str, Any]:
+    """`FolderFiles` for people and machines."""
+    return {
+        "folder": str(found.folder),
+        "architecture": found.config.get("model_type"),
+        "sha256": found.sha256,
+        "bytes": found.bytes,
+        "files": dict(found.sums),
+    }
+
+
+def _short(licence: str) -> str:
+    """The first words of a licence, for a table."""
+    return licence.partition(" (")[0].partition(". ")[0]
 
 
 def _confirm(*, yes: bool) -> None:

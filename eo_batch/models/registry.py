@@ -121,7 +121,7 @@ BUILT_IN: Mapping[str, SegmenterEntry] = MappingProxyType(
                 "eo_batch.models.sam3.segmenter:load_sam3",
                 ("torch", "transformers", "safetensors", "tokenizers"),
                 "models",
-                "sam3",
+                ("sam3",),
                 has_threads=True,
             ),
             SegmenterEntry(

@@ -20,10 +20,13 @@ from typer.testing import CliRunner, Result
 from eo_batch.cli.main import app
 from eo_batch.core.errors import ConfigError, ModelError, PolicyError, ResourceError
 from eo_batch.models.contours import Preparation, load_contours
-from eo_batch.models.contours.files import CONFIG, NAME, PROCESSING, RECORD, REPO, WEIGHTS, fetch_contours
+from eo_batch.models.weights.folders import CONFIG, WEIGHTS, FolderFiles, fetch_folder
+from eo_batch.models.weights.published import RECORD, published_folder
 from eo_batch.products.components import split_by_contour
 
 REVISION = "f91eb94" + "0" * 33
+NAME, PROCESSING = "directsam", "preprocessor_config.json"
+REPO = published_folder(NAME).repo
 SIDE = 64
 
 
@@ -49,6 +52,10 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 def picture(height: int = 90, width: int = 70) -> NDArray[np.uint8]:
     return np.random.default_rng(4).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def fetch_contours(revision: str, **others: Any) -> FolderFiles:
+    return fetch_folder(NAME, revision=revision, **others)
 
 
 def change(path: Path, **values: Any) -> None:
@@ -180,7 +187,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(folder: Path, saved:
     bias = "decode_head.classifier.bias"
     weight = "decode_head.classifier.weight"
     for wrong, said in (
-        ({name: t for name, t in tensors.items() if name != bias}, "numbers instead of"),
+        ({name: t for name, t in tensors.items() if name != bias}, "1 missing: .*classifier.bias"),
         ({("other" if name == bias else name): t for name, t in tensors.items()}, "classifier.bias"),
         ({name: t.flatten() if name == weight else t for name, t in tensors.items()}, "classifier.weight|do not fit"),
         ({name: t * float("nan") if name == bias else t for name, t in tensors.items()}, "NaN"),
@@ -226,7 +233,7 @@ def test_fetched_weights_are_found_by_name_and_not_asked_for_again(server: Hub, 
     asked = len(server.asked)
     assert fetch_contours(REVISION) == files
     assert len(server.asked) == asked
-    assert sorted(path.name for path in files.weights.parent.iterdir()) == sorted([".lock", CONFIG, PROCESSING, WEIGHTS, RECORD])
+    assert sorted(path.name for path in files.folder.iterdir()) == sorted([".lock", CONFIG, PROCESSING, WEIGHTS, RECORD])
     for name in (NAME, REPO):
         assert np.array_equal(load_contours(name).contour(picture()), load_contours(saved).contour(picture()))
 
@@ -268,7 +275,7 @@ def test_a_file_of_absurd_size_is_refused_before_its_first_byte(server: Hub) -> 
 
 def test_fetched_files_that_changed_since_are_refused(server: Hub) -> None:
     files = fetch_contours(REVISION)
-    change(files.weights.with_name(PROCESSING), resample=3)
+    change(files.folder / PROCESSING, resample=3)
     with pytest.raises(PolicyError, match=r"weights-hash: .*preprocessor_config.json"):
         load_contours(NAME)
 
@@ -286,9 +293,9 @@ def test_two_fetched_commits_must_be_told_apart(server: Hub, saved: Path) -> Non
         server.publish(REPO, other, name, saved / name, is_large=name == WEIGHTS)
     fetch_contours(REVISION)
     found = fetch_contours(other)
-    with pytest.raises(ModelError, match="2 contour networks"):
+    with pytest.raises(ModelError, match="2 commits of directsam"):
         load_contours(NAME)
-    assert load_contours(found.weights.parent).sha256 == found.sha256
+    assert load_contours(found.folder).sha256 == found.weights_sha256
 
 
 def test_an_interrupted_download_goes_on_with_the_missing_bytes_alone(server: Hub) -> None:
@@ -303,7 +310,7 @@ def test_an_interrupted_download_goes_on_with_the_missing_bytes_alone(server: Hu
 def test_progress_is_told_in_bytes_and_the_library_draws_no_bar(server: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     told: list[tuple[str, int, int]] = []
     files = fetch_contours(REVISION, listener=lambda what, done, total: told.append((what, done, total)))
-    size = files.weights.stat().st_size
+    size = files.weights[0].stat().st_size
     assert told[-1] == (f"downloading {WEIGHTS}", size, size)
     assert capsys.readouterr().err == ""
 
@@ -328,8 +335,8 @@ def test_the_command_shows_licence_and_source_and_asks_before_anything_is_downlo
     agreed = models("fetch", "directsam", "--revision", REVISION, "--json", answer="y\n")
     assert agreed.exit_code == 0, agreed.stderr
     told = json.loads(agreed.stdout.splitlines()[-1])
-    assert Path(told["weights"]).stat().st_size == told["bytes"]
-    assert load_contours(NAME).sha256 == told["sha256"]
+    assert (Path(told["folder"]) / WEIGHTS).stat().st_size == told["bytes"]
+    assert load_contours(NAME).sha256 == told["files"][WEIGHTS]
     again = models("fetch", "directsam", "--revision", REVISION)
     assert (again.exit_code, "licence" in again.stderr) == (0, False)
 
@@ -344,13 +351,18 @@ def test_the_command_wants_a_commit_that_somebody_trusts(server: Hub) -> None:
     assert server.asked == []
 
 
+def state_of(name: str) -> str:
+    listed = json.loads(models("list", "--json").stdout)["networks"]
+    return next(network["state"] for network in listed if network["name"] == name)
+
+
 def test_list_and_show_say_whether_the_contour_network_is_here(server: Hub) -> None:
     missing = f"weights missing: eo-batch models fetch {NAME} --revision COMMIT"
     assert missing in models("list").stdout
-    assert json.loads(models("list", "--json").stdout)["contours"][0]["state"] == missing
+    assert state_of(NAME) == missing
     assert "not on this machine" in models("show", NAME).stderr
     files = fetch_contours(REVISION)
-    assert json.loads(models("list", "--json").stdout)["contours"][0]["state"] == "ready"
+    assert state_of(NAME) == "ready"
     assert json.loads(models("show", NAME, "--json").stdout)["here"][0]["sha256"] == files.sha256
 
 
@@ -358,7 +370,7 @@ def test_an_interrupted_command_says_how_to_go_on(server: Hub, monkeypatch: pyte
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("eo_batch.models.contours.files.download", interrupted)
+    monkeypatch.setattr("eo_batch.models.weights.hub.download", interrupted)
     answer = models("fetch", NAME, "--revision", REVISION, "--yes")
     assert answer.exit_code == 130
     assert f"`eo-batch models fetch directsam --revision {REVISION}` goes on from there" in answer.stderr

@@ -94,14 +94,14 @@ class Hub:
         return f"http://127.0.0.1:{self._servers[1].server_address[1]}"
 
     def publish(self, repo: str, revision: str, filename: str, path: Path, *, is_large: bool = True, etag: str = "") -> None:
-        """Serve a local file; large ones carry their sha256 as etag and come from the CDN.
+        """Serve a local file; large ones come from the CDN and carry their sha256 as etag, small ones git's name of them.
 
         Parameters
         ----------
         etag : announce this instead.
         """
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256" if is_large else "sha1").hexdigest()
+            found = hashlib.file_digest(file, "sha256").hexdigest() if is_large else _blob(file.read())
         key = f"/{repo}/resolve/{revision}/{filename}"
         self._files[key] = _Published(path, revision, is_large, etag or found, path.stat().st_size)
 
@@ -129,6 +129,11 @@ class Hub:
             if not entry.faults or entry.faults[0].head != is_head:
                 return None
             return entry.faults[0] if entry.faults[0].repeat else entry.faults.pop(0)
+
+
+def _blob(content: bytes) -> str:
+    """What git calls a file with this content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 class _QuietServer(ThreadingHTTPServer):

@@ -7,10 +7,7 @@ stretched back, so use it on images or windows, not on scenes.
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,9 +16,10 @@ from numpy.typing import NDArray
 
 from eo_batch.core.digest import digest
 from eo_batch.core.errors import ModelError, ResourceError
-from eo_batch.models.contours.files import CONFIG, PROCESSING, ContourFiles, find_contours
 from eo_batch.models.preparation import SIDES_PX, Preparation, is_count, read_preparation
-from eo_batch.models.weights import need_libraries, read_weights
+from eo_batch.models.weights import need_libraries, regular_file
+from eo_batch.models.weights.folders import CONFIG, PROCESSING, FolderFiles, find_folder, read_folder
+from eo_batch.models.weights.networks import build_network
 from eo_batch.models.weights.watch import Watch
 
 STAGES = 4
@@ -109,7 +107,7 @@ class ContourModel:
 
 
 def load_contours(name_or_path: str | os.PathLike[str], *, device: str = "cpu") -> ContourModel:
-    """A contour network from files on this machine; see `contour_files` for where they are and how they come here.
+    """A contour network from files on this machine; see `weights.folders` for where they are and how they come here.
 
     Parameters
     ----------
@@ -129,57 +127,39 @@ def load_contours(name_or_path: str | os.PathLike[str], *, device: str = "cpu") 
 
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ResourceError("no-gpu", "no GPU is to be had", where="device", fix='Use "cpu".')
-    files = find_contours(name_or_path)
-    network = _network(files).to(device).eval()
-    preparation = read_preparation(files.processing, where=str(files.weights.with_name(PROCESSING)))
-    return ContourModel(network, preparation, device, files.sha256)
-
-
-def _network(files: ContourFiles) -> Any:
-    """The network with its weights, float32 on the CPU; every tensor of the file used, none made up."""
-    import torch
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
-    where = str(files.weights)
+    files = find_contours(name_or_path)
     config = SegformerConfig(**_sizes(files), num_labels=1)
-    tensors, _ = read_weights(files.weights)
-    with torch.device("meta"):
-        expected = sum(tensor.numel() for tensor in SegformerForSemanticSegmentation(config).state_dict().values())
-    found = sum(tensor.numel() for tensor in tensors.values())
-    if expected != found:
-        why = f"{found:,} numbers instead of {expected:,}"
-        raise _unfit("the weights are not those of the network in config.json", where=where, why=why)
-    single = {  # copies: nobody can change them by writing into the file
-        name: tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
-        for name, tensor in tensors.items()
-    }
+    where = str(files.weights[0])
+    network = build_network(SegformerForSemanticSegmentation, config, read_folder(files), where=where, copied=True).to(device)
     Watch(files.weights, files.stamp)  # they are those that the sha256 is of
-    for name, tensor in single.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise _unfit(f"{name[:100]} holds NaN or infinite numbers", where=where)
-    with _quiet():  # it reports in a table what becomes an error here
-        try:
-            network, report = SegformerForSemanticSegmentation.from_pretrained(
-                None, config=config, state_dict=single, dtype=torch.float32, output_loading_info=True
-            )
-        except RuntimeError as error:  # how the library refuses shapes
-            raise _unfit("the weights do not fit the network", where=where, why=" ".join(str(error).split())[:300]) from None
-    wrong = {
-        kind: sorted(map(str, report[f"{kind}_keys"]))
-        for kind in ("missing", "unexpected", "mismatched")
-        if report[f"{kind}_keys"]
-    }
-    if wrong:
-        why = "; ".join(f"{len(keys):,} {kind}: {', '.join(keys[:5])}"[:300] for kind, keys in wrong.items())
-        raise _unfit("the weights are not those of the network in config.json", where=where, why=why)
-    return network
+    preparation = read_preparation(files.processing, where=str(files.folder / PROCESSING[0]))
+    return ContourModel(network, preparation, device, files.weights_sha256)
 
 
-def _sizes(files: ContourFiles) -> dict[str, Any]:
+def find_contours(name_or_path: str | os.PathLike[str]) -> FolderFiles:
+    """The files of a contour network on this machine.
+
+    Parameters
+    ----------
+    name_or_path : a folder with `config.json`, `model.safetensors` and `preprocessor_config.json`; or "directsam" (or its name
+        on the hub): the fetched one, if there is exactly one.
+
+    Raises
+    ------
+    ModelError : `weights-missing`, `model-load`.
+    PolicyError : `weights-hash`: a fetched file is not what it was when it was fetched.
+    """
+    files = find_folder(name_or_path, architecture="segformer")
+    if not files.processing:
+        regular_file(files.folder / PROCESSING[0])
+    return files
+
+
+def _sizes(files: FolderFiles) -> dict[str, Any]:
     """What `config.json` says about the network, each number within reason; nothing else of it is used."""
-    config, where = files.config, str(files.weights.with_name(CONFIG))
-    if config.get("model_type") != "segformer":
-        raise _unfit(f"describes a {str(config.get('model_type'))[:50]!r}, not a SegFormer", where=where)
+    config, where = files.config, str(files.folder / CONFIG)
     if config.get("num_channels", 3) != 3 or config.get("num_encoder_blocks", STAGES) != STAGES:
         raise _unfit(f"a contour network has 3 channels and {STAGES} stages", where=where)
     sizes: dict[str, Any] = {}
@@ -204,23 +184,6 @@ def _sizes(files: ContourFiles) -> dict[str, Any]:
     return {**sizes, "layer_norm_eps": eps}
 
 
-def _unfit(what: str, *, where: str, why: str = "") -> ModelError:
+def _unfit(what: str, *, where: str) -> ModelError:
     fix = "Give the folder of a SegFormer with one logit, as its authors published it."
-    return ModelError("model-load", what, where=where, why=why, fix=fix)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's progress bars and reports."""
-    from transformers.utils import logging as said
-
-    logger, shows_bars = logging.getLogger("transformers"), said.is_progress_bar_enabled()
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    said.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-        if shows_bars:
-            said.enable_progress_bar()
+    return ModelError("model-load", what, where=where, fix=fix)

@@ -16,10 +16,8 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from eo_batch.core.digest import digest
 from eo_batch.core.errors import ConfigError
-from eo_batch.models.contours import ContourModel, load_contours
-from eo_batch.models.contours.files import find_contours
+from eo_batch.models.contours import ContourModel, find_contours, load_contours
 
 OPTION, THRESHOLD = "contours", 0.25
 """Name of the option, and the share from which a pixel counts as outline, as RemoteSAM's authors choose it."""
@@ -72,7 +70,7 @@ def open_outlines(name_or_path: str, threshold: float, *, device: str) -> Outlin
         raise ConfigError("config-invalid", what, where="model.options.contour_threshold", fix=f"Use {THRESHOLD}.")
     with _opening:
         files = find_contours(name_or_path)
-        key = digest([files.sha256, dict(files.config), dict(files.processing)]), device
+        key = files.sha256, device
         model = _open.get(key)
         if model is None:
             model = _open[key] = load_contours(name_or_path, device=device)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from eo_batch.core.errors import ModelError
-from eo_batch.models.weights.published import VOCABULARY, published_files, published_names
+from eo_batch.models.weights.published import RECORD, VOCABULARY, published_files, published_folder, published_names
 from eo_batch.models.weights.watch import Stamp, stamp_of
 
 FOLDER_VARIABLE = "EO_BATCH_WEIGHTS"
@@ -68,7 +68,9 @@ def weights_folder() -> Path:
 
 def are_present(name: str) -> bool:
     """The files of published weights are in the weights folder; what they hold is not looked at."""
-    folder = weights_folder() / name
+    folder, published = weights_folder() / name, published_folder(name)
+    if published is not None:
+        return any(folder.glob(f"{published.revision or '*'}/{RECORD}"))
     names = [f"{name}{SUFFIX}", *(file.keep_as for file in published_files(name) if file.keep_as)]
     return all((folder / needed).is_file() for needed in names)
 
@@ -190,7 +192,7 @@ def check_tensors(
         if tensors[name].dtype != expected[name].dtype
     ]
     complaints = {"missing": missing, "unexpected": unexpected, "wrong shape": shapes, "wrong type": types}
-    said = "; ".join(f"{len(names):,} {what}: {_some(names)}" for what, names in complaints.items() if names)
+    said = "; ".join(f"{len(names):,} {what}: {some_names(names)}" for what, names in complaints.items() if names)
     if not said:
         return {name: tensors[name] for name in expected}
     if len(shared) < len(expected) / 10:
@@ -369,7 +371,8 @@ def _no_safetensors(path: Path, error: Exception) -> ModelError:
     return ModelError("model-load", "is not a readable safetensors file", where=str(path), why=why, fix=fix)
 
 
-def _some(names: list[str]) -> str:
+def some_names(names: list[str]) -> str:
+    """The first of many names, each cut where it is too long to read."""
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     shown = [name if len(name) <= SHOWN_CHARACTERS else f"{name[:SHOWN_CHARACTERS]}..." for name in names[:SHOWN]]
     return ", ".join(shown) + more

@@ -33,10 +33,10 @@ from eo_batch.models.weights.checkpoints import Listener
 from eo_batch.models.weights.disk import disk_error, whole_file
 from eo_batch.models.weights.hub import Hub, alone, announced, keep
 from eo_batch.models.weights.hub_client import discreet, hub_endpoint
-from eo_batch.models.weights.published import PublishedFolder, folder_names, published_folder
+from eo_batch.models.weights.published import RECORD, PublishedFolder, folder_names, published_folder
 from eo_batch.models.weights.watch import Stamp, stamp_of
 
-CONFIG, WEIGHTS, RECORD = "config.json", f"model{SUFFIX}", "fetched.json"
+CONFIG, WEIGHTS = "config.json", f"model{SUFFIX}"
 INDEX = f"{WEIGHTS}.index.json"
 PROCESSING = ("preprocessor_config.json", "processor_config.json")
 """Where the preparation of images is described: the first that is there; in the second under `image_processor`."""
@@ -70,6 +70,12 @@ class FolderFiles:
     sha256: str
     stamp: tuple[Stamp, ...]
     sums: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of the file of weights alone; where there are several, a digest of theirs."""
+        sums = [self.sums[path.name] for path in self.weights]
+        return sums[0] if len(sums) == 1 else digest(sums)
 
     @property
     def bytes(self) -> int:
@@ -222,7 +228,7 @@ def _fetched_folder(published: PublishedFolder) -> Path:
         found = [folder for folder in found if folder.name == published.revision]
     if len(found) == 1:
         return found[0]
-    what = f"{len(found)} commits of {published.name} were fetched" if found else f'"{published.name}" is not on this machine'
+    what = f"{len(found)} commits of {published.name} are here" if found else f'"{published.name}" is not on this machine'
     fix = "Give the folder of one of them." if found else f"Run: {published.command}, or give a folder that holds it."
     raise ModelError("weights-missing", what, where=str(weights_folder() / published.name), fix=fix)
 

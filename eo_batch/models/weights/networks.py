@@ -1,7 +1,7 @@
 """Networks of the transformers library from a config and tensors: every size judged, every tensor used, none made up.
 
-The library's own loader fills what is missing with random numbers and keeps quiet about more than one may; here the tensors are
-compared with the network before anything of these sizes is made, and the network is built by its class, never by a name in a file.
+The library's own loader fills what is missing with random numbers, and renames what older versions called otherwise; here what it
+did not find, or did not use, is an error. The network is built by its class, never by a name in a file.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from eo_batch.core.errors import ModelError
-from eo_batch.models.weights import ALIGNED_BYTES, check_tensors, check_values, need_libraries
+from eo_batch.models.weights import ALIGNED_BYTES, check_values, need_libraries, some_names
 
 LAYERED = ("layers", "depth", "depths", "blocks")
 """Last words of settings that count parts of a network, each of which holds tensors."""
-NO_TENSOR = ("position_ids",)
-"""Last words of tables that older versions of the library wrote into files; every network makes them itself."""
+LARGER = 4
+"""A description of a network so many times larger than its tensors is refused."""
 NONSENSE = (ValueError, TypeError, RuntimeError, KeyError, IndexError, AttributeError, ArithmeticError, NotImplementedError)
 """What classes of the library raise at settings that no network has."""
 
@@ -35,19 +35,21 @@ def config_of(kind: Any, said: Mapping[str, Any], *, where: str) -> Any:
     ------
     ModelError : `model-load`: the library finds the settings impossible.
     """
-    plain = _plain(said)
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
-        return kind(**plain)
-    except Exception as error:  # checks of the library raise classes of their own
-        raise _nonsense(where, error) from None
+        return kind(**_plain(said))
+    except (*NONSENSE, StrictDataclassError) as error:
+        raise _unfit("does not describe a network that can be built", where, " ".join(str(error).split())[:200]) from None
 
 
 def build_network(
-    kind: Any, config: Any, tensors: Mapping[str, Any], *, where: str, tolerated: Collection[str] = (), tied: bool = True
+    kind: Any, config: Any, tensors: Mapping[str, Any], *, where: str, tolerated: Collection[str] = (), copied: bool = False
 ) -> Any:
     """A network of the library in float32 on the CPU, evaluating, without gradients; its weights are `tensors` themselves.
 
-    Tensors of half precision are widened; all others stay views of what they were read from where torch can use them so.
+    Tensors of half precision are widened; all others stay views of what they were read from where torch can use them so. A weight
+    that the network has in two places may be given once.
 
     Parameters
     ----------
@@ -56,40 +58,36 @@ def build_network(
     tensors : name -> torch.Tensor on the CPU.
     where : the file, for messages.
     tolerated : keys that may be there without being used.
-    tied : a weight that the network shares between two places may be given once.
+    copied : the weights become copies, which nobody can change by writing into a file.
 
     Raises
     ------
-    ModelError : `model-load`: the config is nonsense, or with what is missing, unexpected, of another shape or type, or not finite.
+    ModelError : `model-load`: the config is nonsense, or with what is missing, unexpected, of another shape, or not finite.
     """
     need_libraries("torch", "transformers", "safetensors")
     import torch
 
-    counted = max(_counts(config.to_dict()), default=0)
-    if counted > len(tensors):
-        why = f"it describes {counted:,} layers and comes with {len(tensors):,} tensors"
-        raise ModelError("model-load", "does not describe a network", where=where, why=why)
-    try:
-        with torch.device("meta"):
-            skeleton = kind(config)
-    except NONSENSE as error:
-        raise _nonsense(where, error) from None
-    expected = skeleton.state_dict()
-    given = _complete(skeleton, tensors, expected) if tied else dict(tensors)
-    unused = {*tolerated, *(name for name in given if name.rpartition(".")[2] in NO_TENSOR)}
-    wide = {name: _wide(tensor.to("meta")) for name, tensor in given.items()}
-    check_tensors(expected, wide, where=where, tolerated=unused)
-    kept: dict[str, Any] = {}
-    for name in expected:
-        tensor = _wide(given[name])
-        check_values(name, tensor, expected[name], where=where)
-        kept[name] = tensor.clone() if tensor.data_ptr() % ALIGNED_BYTES else tensor
-    with quiet():
+    given = {name: tensor for name, tensor in tensors.items() if name not in tolerated}
+    _check_size(kind, config, given, where=where)
+    for name, tensor in given.items():
+        check_values(name, tensor, tensor, where=where)
+    wide = {name: _own(tensor, copied=copied) for name, tensor in given.items()}
+    with quiet():  # it reports in a table what becomes an error here
         try:
-            network = kind.from_pretrained(None, config=config, state_dict=dict(kept), dtype=torch.float32)
-        except NONSENSE as error:
-            raise _nonsense(where, error) from None
-    network.load_state_dict(kept, strict=True, assign=True)  # whatever the library made of them on its way
+            network, report = kind.from_pretrained(
+                None,
+                config=config,
+                state_dict=wide,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are reported
+            )
+        except NONSENSE as error:  # how the library refuses shapes
+            raise _unfit("the tensors are not those of the network", where, " ".join(str(error).split())[:300]) from None
+    found = {what: sorted(map(str, report.get(f"{what}_keys", ()))) for what in ("missing", "unexpected", "mismatched")}
+    said = "; ".join(f"{len(keys):,} {what}: {some_names(keys)}" for what, keys in found.items() if keys)
+    if said:
+        raise _unfit("the tensors are not those of the network", where, said)
     return network.requires_grad_(False).eval()
 
 
@@ -131,23 +129,32 @@ def _counts(value: Any) -> Iterable[int]:
             yield sum(number for number in numbers if isinstance(number, int) and not isinstance(number, bool))
 
 
-def _complete(skeleton: Any, tensors: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
-    """`tensors`, with every shared weight in all its places."""
-    given = dict(tensors)
-    for name, source in getattr(skeleton, "all_tied_weights_keys", {}).items():
-        for absent, present in ((name, source), (source, name)):
-            if absent in expected and absent not in given and present in given:
-                given[absent] = given[present]
-    return given
-
-
-def _wide(tensor: Any) -> Any:
+def _check_size(kind: Any, config: Any, tensors: Mapping[str, Any], *, where: str) -> None:
+    """Refuse a description of a network that is far larger than its tensors, before anything of that size is made."""
     import torch
 
-    return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
+    counted = max(_counts(config.to_dict()), default=0)
+    if counted > len(tensors):
+        why = f"it describes {counted:,} layers and comes with {len(tensors):,} tensors"
+        raise _unfit("does not describe a network that can be built", where, why)
+    try:
+        with torch.device("meta"), quiet():
+            expected = sum(tensor.numel() for tensor in kind(config).state_dict().values())
+    except NONSENSE as error:
+        raise _unfit("does not describe a network that can be built", where, " ".join(str(error).split())[:200]) from None
+    found = sum(tensor.numel() for tensor in tensors.values())
+    if expected > LARGER * found:
+        raise _unfit("the tensors are not those of the network", where, f"{found:,} numbers instead of {expected:,}")
 
 
-def _nonsense(where: str, error: Exception) -> ModelError:
+def _own(tensor: Any, *, copied: bool) -> Any:
+    """The tensor in float32 where it is no table of integers, at a place in memory where torch puts its own."""
+    import torch
+
+    wide = tensor.to(torch.float32) if tensor.is_floating_point() else tensor
+    return wide.clone() if (copied and wide is tensor) or wide.data_ptr() % ALIGNED_BYTES else wide
+
+
+def _unfit(what: str, where: str, why: str) -> ModelError:
     fix = "Give the folder of a network as its authors published it."
-    why = " ".join(str(error).split())[:200]
-    return ModelError("model-load", "does not describe a network that can be built", where=where, why=why, fix=fix)
+    return ModelError("model-load", what, where=where, why=why, fix=fix)

@@ -10,6 +10,8 @@ from eo_batch.core.errors import ConfigError, PolicyError
 
 VOCABULARY = "vocab.txt"
 """Name of the word pieces of a text encoder, beside its weights."""
+RECORD = "fetched.json"
+"""Name of the record of a fetched folder: written last, with the sha256 of every file."""
 
 
 @dataclass(frozen=True)
@@ -315,3 +317,9 @@ def folder_names() -> tuple[str, ...]:
 def published_folder(name: str) -> PublishedFolder | None:
     """The published folder of this name, or of this name on the hub; None where there is none."""
     return next((folder for folder in FOLDERS if name in (folder.name, folder.repo)), None)
+
+
+def fetch_command(name: str) -> str:
+    """What fetches the weights of this name."""
+    folder = published_folder(name)
+    return f"eo-batch models fetch {name}" if folder is None else folder.command
