@@ -26,9 +26,10 @@ from eo_batch.core.errors import ConfigError
 from eo_batch.outputs.cube import open_cube
 from eo_batch.outputs.layers import read_notes
 from eo_batch.outputs.store import Store
+from eo_batch.run.generations import published, with_manifest
 from eo_batch.run.image_answer import ImageAnswer
 from eo_batch.run.manifest import read_manifest, read_request
-from eo_batch.run.status import Status, run_status
+from eo_batch.run.status import Status, run_status, status_of
 
 if TYPE_CHECKING:
     import geopandas
@@ -43,6 +44,8 @@ LONLAT = "EPSG:4326"
 
 def open_run(path: str | Path) -> Run:
     """The run in a folder, to look at: finished, unfinished or still working.
+
+    While prompts are being added to a finished run, it is shown as it was before; open it again when they are.
 
     Parameters
     ----------
@@ -59,7 +62,7 @@ def open_run(path: str | Path) -> Run:
     UserWarning : the run is not complete: pixels that are not computed yet are 255.
     """
     folder = Path(path)
-    store = Store(folder)
+    store = published(folder)
     read_request(store)
     manifest = read_manifest(store)
     if manifest is None or not store.exists("masks.zarr/zarr.json"):
@@ -70,7 +73,7 @@ def open_run(path: str | Path) -> Run:
             fix=f"Wait until it computes, or continue it: eo-batch resume {folder}.",
         )
     run = Run(folder, manifest)
-    status = run.status
+    status = status_of(store)
     if status.state != "complete":
         warnings.warn(
             f"the run in {folder} is partial ({status.state}: {status.finished:,} of {status.total:,} chunks): "
@@ -103,7 +106,7 @@ class Run:
 
     @property
     def status(self) -> Status:
-        """How far the run is now."""
+        """How far the run is now; while prompts are being added to it, how far that is."""
         return run_status(self.path)
 
     @property
@@ -243,7 +246,7 @@ class Run:
 
         from eo_batch.run.manifest import read_inputs
 
-        table = read_inputs(Store(self.path)).items
+        table = read_inputs(with_manifest(self.path, self.manifest["digest"])).items
         rows = {
             "collection": [item.collection for item in table.items],
             "id": [item.id for item in table.items],
@@ -284,6 +287,7 @@ class Run:
         return [
             ("run", f"{_shown(self.name)} in {_shown(str(self.path))}"),
             ("state", f"{status.state}, {status.finished:,} of {status.total:,} chunks"),
+            *(("adding", _shown(text)) for text in status.adding),
             ("grid", f"{cols:,} x {rows:,} px of {grid['resolution']:g}, {_shown(self.crs)}"),
             ("prompts", ", ".join(_shown(text) for text in self.prompts)),
             ("time steps", f"{len(self.steps):,}: {', '.join(self.steps[:3])}{', ...' if len(self.steps) > 3 else ''}"),

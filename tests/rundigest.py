@@ -10,7 +10,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-LEFT_OUT = ("lease/", "failures/", "logs/")
+LEFT_OUT = ("lease/", "failures/", "logs/", "features/")
+
+
+OWN = ("request.json", "manifest.json", "parts", "receipts", "failures")
+"""What each generation of an extended run has of its own."""
 
 
 def file_digests(run: Path) -> dict[str, str]:
@@ -18,14 +22,26 @@ def file_digests(run: Path) -> dict[str, str]:
     out = {}
     for path in sorted(p for p in run.rglob("*") if p.is_file()):
         name = path.relative_to(run).as_posix()
-        if name.startswith(LEFT_OUT):
+        if name.startswith(LEFT_OUT) or "/failures/" in name:
             continue
         data = path.read_bytes()
-        if name.startswith("receipts/"):
+        if "/receipts/" in f"/{name}":
             document = json.loads(data)
             data = json.dumps([document["facts"], document["digest"]], sort_keys=True).encode()
         out[name] = hashlib.sha256(data).hexdigest()
     return out
+
+
+def newest_digests(run: Path) -> dict[str, str]:
+    """`file_digests` of an extended run as if it had never been extended: files of its newest generation, and the shared ones."""
+    every = file_digests(run)
+    folders = sorted({"/".join(name.split("/")[:2]) for name in every if name.startswith("extensions/")})
+    shared = {name: sha for name, sha in every.items() if not name.startswith("extensions/")}
+    if not folders:
+        return shared
+    out = {name: sha for name, sha in shared.items() if name.split("/")[0] not in OWN}
+    newest = folders[-1] + "/"
+    return out | {name.removeprefix(newest): sha for name, sha in every.items() if name.startswith(newest)}
 
 
 def mask_array(run: Path, name: str = "mask") -> NDArray[np.uint8]:

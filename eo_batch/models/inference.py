@@ -214,9 +214,7 @@ def probe_segmenter(
     ModelError : `model-shape`, `model-not-finite`.
     IntegrityError : `nondeterministic-output`: the same batch gave other bytes the second time.
     """
-    low, high = segmenter.info.pixel_range
-    shape = (batch, len(bands), window_px, window_px)
-    images = np.random.default_rng(PROBE_SEED).uniform(low, high, shape).astype(np.float32)
+    images = _made_up(segmenter, bands=len(bands), window_px=window_px, batch=batch)
     features = segmenter.encode_prompts(prompts)
     where = f'segmenter "{segmenter.info.name}"'
     first = _ask(segmenter, images, features, prompts=len(prompts), where=where).copy()
@@ -238,6 +236,43 @@ def probe_segmenter(
         moved = _ask(segmenter, mixed, features, prompts=len(prompts), where=where)
         independent = np.array_equal(moved[0], first[1]) and all(np.array_equal(answer, first[0]) for answer in moved[1:])
     return ProbeReport(independent, (float(first.min()), float(first.max())))
+
+
+def probe_company(
+    segmenter: Segmenter, prompts: PromptSet, *, known: int, bands: Sequence[str], window_px: int, batch: int
+) -> None:
+    """Show a segmenter made-up windows, and see whether its answers to some prompts depend on the prompts asked with them.
+
+    Parameters
+    ----------
+    known : the first so many `prompts` were answered before; the rest is asked with them and alone.
+
+    Raises
+    ------
+    ConfigError : a prompt that it cannot serve.
+    ModelError : `model-shape`, `model-not-finite`.
+    IntegrityError : `nondeterministic-output`: with others, a prompt is answered otherwise.
+    """
+    images = _made_up(segmenter, bands=len(bands), window_px=window_px, batch=batch)
+    later = PromptSet(prompts.prompts[known:])
+    where = f'segmenter "{segmenter.info.name}"'
+    together = _ask(segmenter, images, segmenter.encode_prompts(prompts), prompts=len(prompts), where=where)[:, known:].copy()
+    alone = _ask(segmenter, images, segmenter.encode_prompts(later), prompts=len(later), where=where)
+    if not np.isfinite(together).all():
+        raise _not_finite(together, where=f"{where}, made-up window")
+    if together.tobytes() != np.ascontiguousarray(alone).tobytes():
+        raise IntegrityError(
+            "nondeterministic-output",
+            "it answers a prompt otherwise when others are asked with it",
+            where=where,
+            fix="Start a new run with all prompts: answers that are computed apart would not be those of one run.",
+        )
+
+
+def _made_up(segmenter: Segmenter, *, bands: int, window_px: int, batch: int) -> NDArray[np.float32]:
+    """Windows in the pixel range of a segmenter, float32 (batch, band, y, x), always the same."""
+    shape = (batch, bands, window_px, window_px)
+    return np.random.default_rng(PROBE_SEED).uniform(*segmenter.info.pixel_range, shape).astype(np.float32)
 
 
 def _probe_kept(

@@ -111,7 +111,8 @@ def join_parts(earlier: pa.Table, later: pa.Table, *, prompts_before: int) -> pa
     """
     positions = pc.add(later["prompt"], pa.scalar(prompts_before, pa.int32()))
     moved = later.set_column(0, PART_SCHEMA.field("prompt"), positions)
-    return pa.concat_tables([earlier, moved])
+    # What was read carries numbers of Parquet's fields in its schema: they would be written again, as other bytes.
+    return pa.concat_tables([earlier.cast(PART_SCHEMA), moved])
 
 
 def part_bytes(table: pa.Table) -> bytes:

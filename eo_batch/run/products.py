@@ -35,6 +35,7 @@ from eo_batch.outputs.store import Store
 from eo_batch.products.rectangles import smallest_rectangles
 from eo_batch.products.rules import Box
 from eo_batch.products.suppress import drop_contained, suppress
+from eo_batch.run.generations import published
 from eo_batch.run.manifest import RunInputs, read_inputs
 from eo_batch.run.merge import read_marker
 from eo_batch.run.zone_rows import LayerRules, Tally, zone_rows
@@ -77,7 +78,7 @@ def make_products(
     IntegrityError : the run is damaged.
     StoreError : the layers cannot be written; none is half-written.
     """
-    store = run if isinstance(run, Store) else Store(run)
+    store = published(run.root if isinstance(run, Store) else run)
     inputs, rules = read_inputs(store), rules or LayerRules()
     marker = read_marker(store)
     if marker is None:

@@ -22,7 +22,7 @@ from eo_batch.run.ledger import failures, put_failure, receipt_keys
 from eo_batch.run.manifest import RunInputs, read_manifest
 from eo_batch.run.merge import read_marker
 from eo_batch.run.status import pixel_area_km2
-from eo_batch.run.task import execute, forget_contexts
+from eo_batch.run.task import execute, forget_contexts, prepare
 
 STOP_AFTER_EQUAL = 20
 """Stop early after so many failures in a row with one code, unless they are allowed: the archive is down."""
@@ -75,6 +75,7 @@ class Sitting:
         marker = read_marker(self.store)
         self.outdates_marker = marker is not None and marker["run"] == manifest["digest"]
         folder = str(self.store.root)
+        prepare(folder, manifest["digest"])
         self.listener(
             Event(
                 "start",
@@ -96,8 +97,9 @@ class Sitting:
 
     def _blocked(self) -> dict[str, ChunkFailure]:
         """Chunks that the generation before could not make: there is nothing to add to."""
-        earlier = self.store.earlier
-        return {} if earlier is None else {failure.key: failure for failure in failures(earlier)}
+        if self.store.earlier is None:
+            return {}
+        return {failure.key: failure for failure in failures(self.store.earlier) if failure.key not in self.finished}
 
     def _tasks(self, folder: str, run_digest: str, left_out: set[str], stop: threading.Event) -> Iterator[Task]:
         ny, nx = self.inputs.grid.chunks_yx
