@@ -56,7 +56,7 @@ def add_prompts(
     """Add prompts to a finished run.
 
     Computes the answers to the new prompts only, in the same folder, and publishes the map anew: it is then what one run with
-    all prompts gives. No catalog is asked, and no file of the finished prompts is changed. `eo-batch resume` goes on after a stop.
+    all prompts gives. No catalog is asked, no file of the finished prompts is changed. `eo-batch resume` goes on after a stop.
     """
     from eo_batch.run.extend import add_prompts as extend
 

@@ -16,7 +16,7 @@ from eo_batch.models.segmenter import Segmenter
 from eo_batch.outputs.contributed import contributed_bytes, contributed_path
 from eo_batch.outputs.cube import encode_shard, shard_path
 from eo_batch.outputs.footprints import part_path
-from eo_batch.outputs.trace import join_parts, part_bytes, trace_chunk
+from eo_batch.outputs.trace import PART_SCHEMA, join_parts, part_bytes, trace_chunk
 from eo_batch.run.answers import Answered, Answers, fresh_answers
 from eo_batch.run.earlier import added_prompts, earlier_of
 from eo_batch.run.generations import Generation, with_manifest
@@ -51,6 +51,16 @@ def make_context(store: Generation, inputs: RunInputs, segmenter: Segmenter | No
     return RunContext(store, inputs, prompts, stored or fresh_answers(inputs, prompts, segmenter, store=store))
 
 
+def prepare(folder: str, run_digest: str) -> None:
+    """Make ready in this process what every chunk of the run in `folder` needs.
+
+    Raises
+    ------
+    EoBatchError : what keeps every chunk from being made; it need not be met chunk by chunk.
+    """
+    _context(folder, run_digest)
+
+
 def execute(folder: str, run_digest: str, t: int, iy: int, ix: int) -> ChunkReceipt:
     """Compute chunk (t, iy, ix) of the run in `folder`: the task that executors submit."""
     context = _context(folder, run_digest)
@@ -70,7 +80,7 @@ def run_chunk(run: RunContext, chunk: Chunk) -> ChunkReceipt:
     inside = inside_ring[1:-1, 1:-1]
     earlier = earlier_of(run.store, chunk)
     found = run.answers.answer(chunk, inside, clock)
-    part = earlier.part
+    traced = PART_SCHEMA.empty_table()
     if found.observed.any():
         with clock("trace"):
             traced = trace_chunk(
@@ -83,7 +93,7 @@ def run_chunk(run: RunContext, chunk: Chunk) -> ChunkReceipt:
                 contributed=found.contributed,
                 inside_ring=inside_ring,
             )
-            part = join_parts(earlier.part, traced, prompts_before=run.first)
+    part = join_parts(earlier.part, traced, prompts_before=run.first)
     with clock("write"):
         files = _put_arrays(run, chunk, found, {**earlier.files, **found.files})
         files[part_path(chunk)] = run.store.put(part_path(chunk), part_bytes(part))
