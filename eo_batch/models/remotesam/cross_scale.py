@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eo_batch.models.remotesam.arithmetic import Linear, linear
+from eo_batch.models.arithmetic import Linear, linear
 from eo_batch.models.remotesam.config import RemoteSAMConfig
 
 

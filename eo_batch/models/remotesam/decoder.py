@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eo_batch.models.remotesam.arithmetic import is_fast, linear
+from eo_batch.models.arithmetic import is_fast, linear
 from eo_batch.models.remotesam.config import RemoteSAMConfig
 from eo_batch.models.remotesam.rotated import RotatedConv
 from eo_batch.models.remotesam.winograd import convolve

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from eo_batch.models.remotesam.arithmetic import ROWS, linear
+from eo_batch.models.arithmetic import ROWS, linear
 
 INSTANCE_EPS = 1e-5
 PADDING_SCORE = -10000.0

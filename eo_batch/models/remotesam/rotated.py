@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eo_batch.models.remotesam.arithmetic import ROWS, is_fast
+from eo_batch.models.arithmetic import ROWS, is_fast
 
 LARGEST_TURN = radians(40.0)
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eo_batch.models.remotesam.arithmetic import ROWS, Linear, by_rows, is_fast, linear
+from eo_batch.models.arithmetic import ROWS, Linear, by_rows, is_fast, linear
 from eo_batch.models.remotesam.config import PATCH_PX
 from eo_batch.models.remotesam.windows import WindowBand, window_bands
 

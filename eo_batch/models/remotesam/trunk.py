@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from eo_batch.models.remotesam.arithmetic import by_rows, linear
+from eo_batch.models.arithmetic import by_rows, linear
 from eo_batch.models.remotesam.config import STAGES, RemoteSAMConfig
 from eo_batch.models.remotesam.cross_scale import CrossScale
 from eo_batch.models.remotesam.fusion import InstanceNorm, LanguageFusion, Words

@@ -16,7 +16,7 @@ from numpy.polynomial import polynomial
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eo_batch.models.remotesam.arithmetic import linear
+from eo_batch.models.arithmetic import linear
 
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 OUT, KERNEL, IN = 4, 3, 6

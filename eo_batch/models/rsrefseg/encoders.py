@@ -1,8 +1,8 @@
 """The text/image encoder: what RSRefSeg asks of SigLIP, and of CLIP where it takes SigLIP's place.
 
 Only RSRefSeg on SigLIP was released. What stands here for CLIP is this package's reading of "any encoder of the CLIP family":
-patches and words are normalised and projected as CLIP does with the pooled ones; its scale is taken; the bias, which CLIP does not
-have, is 0.
+patches and words are normalised and projected as CLIP does with the pooled ones; its scale is taken; a bias, which CLIP does
+not have, is 0.
 """
 
 from __future__ import annotations

@@ -203,7 +203,7 @@ def _compare_sizes(tensors: Mapping[str, Tensor], config: RSRefSegConfig, *, whe
     if wrong:
         variant = {(12, 768): "b", (24, 1024): "l"}.get((sizes["layers of SAM"][0], sizes["channels of SAM"][0]))
         fix = (
-            f"It looks like RSRefSeg-{variant}: RSRefSegConfig.{variant}()." if variant else "Use the config it was trained with."
+            f"It looks like RSRefSeg-{variant}: RSRefSegConfig.{variant}()." if variant else "Use the config of its training."
         )
         raise ModelError("model-load", "is of another size than the config", where=where, why="; ".join(wrong), fix=fix)
 

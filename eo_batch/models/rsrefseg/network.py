@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import SamConfig, SamModel
 
 from eo_batch.core.errors import ModelError
-from eo_batch.models.rsrefseg.attention import use_placed_attention
 from eo_batch.models.rsrefseg.config import RSRefSegConfig
 from eo_batch.models.rsrefseg.encoders import build_encoder, make_positions
+from eo_batch.models.rsrefseg.layers import use_fast_layers
 from eo_batch.models.rsrefseg.mapping import check_count, from_hub, from_upstream
 from eo_batch.models.rsrefseg.pictures import SAM_MEAN, SAM_STD, normalise, resize
 from eo_batch.models.rsrefseg.prompter import AttnPrompter, agreement
@@ -70,11 +70,11 @@ class RSRefSeg(nn.Module):
         super().__init__()
         self.config = config
         self.sam = SamModel(SamConfig(**{name: dict(part) for name, part in config.sam.items()}))
-        use_placed_attention(self.sam)
         del self.sam.prompt_encoder.shared_embedding  # only points need this copy, and there are none
         self.sam.shared_image_embedding.requires_grad_(False)
         self.encoder = build_encoder(config)
         self.prompter = AttnPrompter(config)
+        use_fast_layers(self)
         self._grids: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
 
     @classmethod

@@ -13,8 +13,8 @@ from formula import remotesam_state
 from plain_remotesam import PlainRemoteSAM
 
 from eo_batch.core.errors import ConfigError, ModelError
+from eo_batch.models.arithmetic import plain_arithmetic
 from eo_batch.models.remotesam import RemoteSAM, RemoteSAMConfig
-from eo_batch.models.remotesam.arithmetic import plain_arithmetic
 
 SMALL = RemoteSAMConfig(
     window_px=128,

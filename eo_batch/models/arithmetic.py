@@ -1,4 +1,4 @@
-"""How the network computes on a CPU when nothing is trained: oneDNN's linear layers, and some rows at a time.
+"""How networks compute on a CPU when nothing is trained: oneDNN's linear layers, and some rows at a time.
 
 A few rows stay in the processor's cache through all that is done to them, and no memory is asked for anew. Everywhere else (on a
 GPU, in training, with other number types) the plain operations of torch are used. Both give the same numbers up to rounding.
@@ -9,22 +9,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 ROWS = 2048
-"""Rows worked on at once: a few MB at every width of the network."""
+"""Rows worked on at once: a few MB at every width of the networks."""
 
 _is_plain: ContextVar[bool] = ContextVar("_is_plain", default=False)
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"none": lambda x: x, "gelu": F.gelu, "relu": F.relu, "tanh": torch.tanh}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "tanh": torch.tanh,
+}
+_ONEDNN_NAMES = {"gelu": ("gelu", "none"), "gelu_tanh": ("gelu", "tanh")}
 
 
 @contextmanager
 def plain_arithmetic() -> Iterator[None]:
-    """Inside, the network uses torch's plain operations on a CPU too: what the fast ones are measured against."""
+    """Inside, networks use torch's plain operations on a CPU too: what the fast ones are measured against."""
     token = _is_plain.set(True)
     try:
         yield
@@ -43,9 +51,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation:
     oneDNN's product is 1 to 2.5 times as fast as the one that torch takes for float32, which is tuned for one maker's processors.
     """
     if _ONEDNN and is_fast(x):
-        answer: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, weight, bias, activation, [], "none" if activation == "gelu" else ""
-        )
+        name, algorithm = _ONEDNN_NAMES.get(activation, (activation, ""))
+        answer: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, name, [], algorithm)
         return answer
     return _ACTIVATIONS[activation](F.linear(x, weight, bias))
 
