@@ -1,4 +1,4 @@
-"""The sizes of an RSRefSeg 2 network; the defaults are those of the published weights, 1.45 billion parameters in their training."""
+"""The sizes of an RSRefSeg 2 network; the defaults are those of the published weights."""
 
 from __future__ import annotations
 
@@ -148,16 +148,13 @@ class RSRefSeg2Config:
         for name in ("sam_blocks", "sam_windows"):
             if len(getattr(self, name)) != STAGES or not all(1 <= number <= LAYERS for number in getattr(self, name)):
                 raise _invalid(name, f"must be {STAGES} numbers from 1 to {LAYERS}")
-        if list(self.sam_everywhere) != sorted(
-            number for number in set(self.sam_everywhere) if 0 <= number < sum(self.sam_blocks)
-        ):
-            raise _invalid("sam_everywhere", f"must be rising numbers from 0 to {sum(self.sam_blocks) - 1}")
+        blocks, first = sum(self.sam_blocks), self.image_px // FIRST_STRIDE
+        if list(self.sam_everywhere) != sorted(number for number in set(self.sam_everywhere) if 0 <= number < blocks):
+            raise _invalid("sam_everywhere", f"must be rising numbers from 0 to {blocks - 1}")
         if self.image_px % (2 * STRIDE):
             raise _invalid("image_px", f"must be a multiple of {2 * STRIDE}")
-        if (self.image_px // FIRST_STRIDE) % self.sam_windows[0]:
-            raise _invalid(
-                "sam_windows", f"the first one must divide {self.image_px // FIRST_STRIDE}, the side of the first stage"
-            )
+        if first % self.sam_windows[0]:
+            raise _invalid("sam_windows", f"the first one must divide {first}, the side of the first stage")
         if self.sam_width % self.sam_heads:
             raise _invalid("sam_width", f"must be a multiple of sam_heads = {self.sam_heads}")
         if self.sam_channels % 32:

@@ -1,7 +1,7 @@
 """From the names of the published training's checkpoints to ours, and low-rank updates merged into the weights they belong to.
 
-The training keeps such updates (LoRA, arXiv 2106.09685) beside frozen weights, W + (alpha / r) B A; they are merged in float32. SAM 2
-has the names of its own authors there and those of the transformers library here.
+The training keeps such updates (LoRA, arXiv 2106.09685) beside frozen weights, W + (alpha / r) B A; they are merged in float32.
+SAM 2 has the names of its own authors there and those of the transformers library here.
 """
 
 from __future__ import annotations

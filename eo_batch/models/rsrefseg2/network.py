@@ -1,8 +1,8 @@
 """RSRefSeg 2: an image and a sentence in, one logit per pixel out (arXiv 2507.06231).
 
-What no sentence changes is SAM 2's image encoder and SigLIP 2's image half: `encode_images`. `encode_prompts` is its text half and
-the splitting of its words. `decode` refines the patches by the sentence before it prompts SAM, and so costs far more than in the
-first RSRefSeg.
+What no sentence changes is SAM 2's image encoder and SigLIP 2's image half: `encode_images`. `encode_prompts` is its text half
+and the splitting of its words. `decode` refines the patches by the sentence before it prompts SAM, and so costs far more than in
+the first RSRefSeg.
 """
 
 from __future__ import annotations

@@ -20,13 +20,13 @@ def fitted(height: int, width: int, side: int) -> tuple[int, int]:
 
 def fit(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """`picture` (h, w, 3) resized to fit a square, (side, side, 3), 0 where there is nothing of it."""
-    height, width = fitted(*picture.shape[:2], side)
+    height, width = fitted(picture.shape[0], picture.shape[1], side)
     made = np.zeros((side, side, 3), np.uint8)
     made[:height, :width] = resize_8bit(picture, height, width)
     return made
 
 
 def enlarge(logits: Tensor, side: int, height: int, width: int) -> Tensor:
-    """Logits (B, P, height, width) of the network's answer (B, P, h, w): to its input's side, cut, then to the picture's shape."""
+    """Logits (B, P, height, width) of answers (B, P, h, w): to the side of the network's input, cut, then to the picture's shape."""
     rows, columns = fitted(height, width, side)
     return resize(resize(logits, side, side)[..., :rows, :columns], height, width)

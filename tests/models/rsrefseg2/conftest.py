@@ -58,12 +58,10 @@ def _read(name: str) -> Case:
     numbers = dict(np.load(GOLDEN / f"{name}.npz", allow_pickle=False))
     config = _config(json.loads(str(numbers["config"])))
     gain = float(numbers["mask_gain"])
-    state = {
-        key: _tensor(key, shape, int(numbers["weight_seed"]), gain)
-        for key, shape in _shapes(name.removesuffix("_stable")).items()
-    }
-    height, width, seed = (int(number) for number in numbers["picture"])
-    return Case(numbers, config, state, RSRefSeg2.from_upstream({"state_dict": state}, config), waves(height, width, seed))
+    seed, shapes = int(numbers["weight_seed"]), _shapes(name.removesuffix("_stable"))
+    state = {key: _tensor(key, shape, seed, gain) for key, shape in shapes.items()}
+    height, width, look = (int(number) for number in numbers["picture"])
+    return Case(numbers, config, state, RSRefSeg2.from_upstream({"state_dict": state}, config), waves(height, width, look))
 
 
 @cache
