@@ -57,7 +57,9 @@ class RSRefSegEngine(Engine[RSRefSeg]):
 
         def see(first: int, end: int) -> ImageFeatures:
             with self.computing(threads, f"{end - first} windows of {pixels.shape[-1]} px"):
-                return self.network.encode_images(pixels[first:end].to(self.device, non_blocking=True))
+                seen = self.network.encode_images(pixels[first:end].to(self.device, non_blocking=True))
+                # in one order in memory: sums go by it, and features that were kept on disk come back in no other
+                return ImageFeatures(*(getattr(seen, name).contiguous() for name in PARTS))
 
         return tuple(self.by_room("see", see, len(pixels), most=len(pixels) if self.together else 1))
 

@@ -325,7 +325,8 @@ def _to_numpy(tensor: Tensor) -> NDArray[Any]:
 
 
 def _to_torch(array: NDArray[Any]) -> Tensor:
+    """The tensor again, in memory of torch's own: where it begins decides how sums are split."""
     import torch
 
-    tensor = torch.from_numpy(np.array(array))
+    tensor = torch.tensor(array)
     return tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor
