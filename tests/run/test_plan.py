@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from pyproj import Transformer
 from shapely import MultiPolygon, Point
 from toy import make_toy, toy_pipeline
 
-from eo_batch.core.errors import ResourceError
+from eo_batch.core.errors import ConfigError, ResourceError
+from eo_batch.core.grid import Grid, Span
+from eo_batch.core.prompts import Prompt, PromptSet
 from eo_batch.core.region import make_grid, region_from_bbox
+from eo_batch.models.inference import score_chunk
+from eo_batch.models.probe import WindowMean
 from eo_batch.models.registry import load_segmenter
+from eo_batch.models.segmenter import Segmenter
+from eo_batch.outputs.store import Store
+from eo_batch.run import plan as plan_module
+from eo_batch.run.driver import start_run
+from eo_batch.run.features import kept_features
 from eo_batch.run.manifest import RunInputs
 from eo_batch.run.plan import Plan, halo_region, make_inputs_of, make_plan
+from eo_batch.run.price import Price, measure_price
 from eo_batch.run.request import Request, load_pipeline, request_from_json
 
 PERIOD = datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 2, 1, tzinfo=UTC)
@@ -27,6 +39,56 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy")
     make_toy(folder)
     return folder
+
+
+@dataclass
+class Watch:
+    """A clock that only work moves."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass(frozen=True)
+class Working(WindowMean):
+    """Takes 8 s for a window, 3 s for a prompt in a window and 5 s for a prompt, on its own clock."""
+
+    watch: Watch = field(default_factory=Watch)
+
+    def encode_prompts(self, prompts: PromptSet) -> NDArray[np.float32]:
+        self.watch.now += 5.0 * len(prompts)
+        return super().encode_prompts(prompts)
+
+    def encode_images(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.watch.now += 8.0 * len(images)
+        return super().encode_images(images)
+
+    def decode(self, image_features: NDArray[np.float32], prompt_features: NDArray[np.float32]) -> NDArray[np.float32]:
+        self.watch.now += 3.0 * len(image_features) * len(prompt_features)
+        return super().decode(image_features, prompt_features)
+
+
+def prompts_of(*texts: str) -> PromptSet:
+    return PromptSet(tuple(Prompt(text) for text in texts))
+
+
+def priced(segmenter: Working, prompts: PromptSet) -> Price:
+    return measure_price(segmenter, prompts, ("green",), window_px=16, batch=2, clock=segmenter.watch)
+
+
+def spent(segmenter: Working, prompts: PromptSet, grid: Grid) -> tuple[float, int]:
+    """Seconds that a segmenter really works for all chunks of a grid, and the windows that it works on, one by one."""
+    began, windows = segmenter.watch.now, 0
+    features = segmenter.encode_prompts(prompts)
+    for chunk in grid.chunks(0):
+        ones, inside = np.ones(chunk.padded_shape, bool), np.ones(chunk.shape, bool)
+        pixels = np.zeros((1, *chunk.padded_shape), np.float32)
+        where = {"pixels": pixels, "valid": ones, "inside": inside}
+        score_chunk(segmenter, features, **where, grid=grid, chunk=chunk, prompts=len(prompts), batch=1)
+        windows += len(list(grid.windows(chunk)))
+    return segmenter.watch.now - began, windows
 
 
 def planned(toy: Path, **settings: object) -> tuple[Plan, RunInputs]:
@@ -74,6 +136,127 @@ def test_memory_advice_names_a_setting_that_fits(toy: Path) -> None:
     plan, _ = planned(toy, chunk_px=512, extra="[limits]\nmemory_gb = 0.08")
     with pytest.raises(ResourceError, match=r"plan-too-big.*(workers|chunk_px|memory_gb)"):
         plan.check()
+
+
+@pytest.mark.parametrize("texts", [("a",), ("a", "b", "c", "d")])
+def test_one_measurement_prices_any_number_of_prompts_as_they_really_cost(texts: tuple[str, ...]) -> None:
+    segmenter = Working(("green",), window_px=16)
+    price = priced(segmenter, prompts_of(*texts))
+    grid = Grid("EPSG:32631", 10.0, Span(0, 70), Span(5, 99), 40, 16, 12)
+    for asked in (prompts_of("w"), prompts_of("w", "x", "y")):
+        seconds, windows = spent(segmenter, asked, grid)
+        assert price.windows_s(windows, prompts=len(asked)) + 5.0 * len(asked) == pytest.approx(seconds)
+    assert price.run_s == 5.0 * len(texts)
+
+
+def test_a_further_prompt_adds_its_share_of_what_is_planned() -> None:
+    price = priced(Working(("green",), window_px=16), prompts_of("a", "b"))
+    two, three = price.windows_s(7, prompts=2), price.windows_s(7, prompts=3)
+    assert price.prompt_share(2) == pytest.approx(three / two - 1)
+    assert price.prompt_share(2) == pytest.approx(3 / (8 + 2 * 3))
+
+
+def test_prompts_that_share_nothing_pay_for_everything() -> None:
+    segmenter = Working(("green",), window_px=16)
+    object.__setattr__(segmenter, "info", replace(segmenter.info, shares_image_features=False))
+    price = priced(segmenter, prompts_of("a", "b"))
+    assert price.windows_s(10, prompts=2) == pytest.approx(10 * (8 + 2 * 3))
+    assert price.windows_s(10, prompts=6) == pytest.approx(3 * price.windows_s(10, prompts=2))
+
+
+def fixed_price(monkeypatch: pytest.MonkeyPatch, price: Price) -> None:
+    monkeypatch.setattr(plan_module, "measure_price", lambda *args, **kwargs: price)
+
+
+def test_an_extension_is_priced_by_its_own_prompts(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed_price(monkeypatch, Price(0.0, 1.0, 0.25))
+    whole, inputs = planned(toy, prompts=("a", "b", "c", "d"))
+    segmenter = load_segmenter(inputs.request.spec.model, inputs.request.spec.source.bands)
+    added = make_plan(inputs, segmenter, prompts=prompts_of("e"), workers=2)
+    scoring = [plan.seconds - plan.bytes_to_read / 40e6 / 2 for plan in (whole, added)]
+    assert scoring == pytest.approx([whole.windows * 2.0 / 2, whole.windows * 1.25 / 2])
+    assert (added.prompts, added.windows, added.bytes_to_read) == (1, whole.windows, whole.bytes_to_read)
+    shards = [plan.disk - 20_000 * plan.chunks for plan in (whole, added)]  # beside a part and a receipt of each chunk
+    assert shards[0] == pytest.approx(4 * shards[1], rel=1e-4)
+    assert added.files == added.chunks * (2 + 2)  # part, receipt, mask and score
+    assert added.memory_per_worker < whole.memory_per_worker
+
+
+def test_printed_plan_says_what_a_further_prompt_adds(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed_price(monkeypatch, Price(0.0, 1.0, 0.004))
+    plan, _ = planned(toy, prompts=("a", "b"))
+    rows = {label: (value, remark) for label, value, remark in plan.rows()}
+    assert rows["prompts"] == ("2", "each further prompt adds 0.4 % (measured)")
+    told = plan.as_dict()
+    assert (told["seconds_per_window"], told["seconds_per_prompt"]) == pytest.approx((1.008, 0.004))
+    assert told["prompt_share"] == pytest.approx(0.004 / 1.008)
+
+
+def test_measured_plan_grows_with_prompts_and_names_no_cache(toy: Path) -> None:
+    plan, _ = planned(toy)
+    assert plan.seconds_per_window >= 2 * plan.seconds_per_prompt > 0
+    assert 0 < plan.prompt_share < 1
+    assert (plan.features, plan.features_kept) == (0, 0)
+    assert "feature cache" not in {label for label, _, _ in plan.rows()}
+
+
+CACHE = "[cache]\nfeatures = true\n"
+
+
+def test_kept_features_are_counted_as_disk_and_save_windows_that_chunks_share(toy: Path) -> None:
+    without, _ = planned(toy, chunk_px=64)
+    with_them, _ = planned(toy, chunk_px=64, extra=CACHE)
+    window = 64 * 64 * 4
+    assert with_them.features == pytest.approx(with_them.windows_distinct * window, rel=0.05)
+    assert with_them.disk == without.disk + with_them.features
+    rows = {label: (value, remark) for label, value, remark in with_them.rows()}
+    assert rows["feature cache"][0] == f"{with_them.features / 1e6:,.1f} MB"
+    assert with_them.memory_per_worker >= without.memory_per_worker
+
+
+def test_time_with_kept_features_is_that_of_each_window_encoded_once(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed_price(monkeypatch, Price(0.0, 1.0, 0.0, keep_s=0.5, load_s=0.125, feature_bytes=1000))
+    plan, _ = planned(toy, chunk_px=64, extra=CACHE)
+    twice = plan.windows - plan.windows_distinct
+    assert twice > 0
+    scoring = plan.seconds - plan.bytes_to_read / 40e6 / 2
+    assert scoring == pytest.approx((plan.windows_distinct * 1.5 + twice * 0.125) / 2)
+
+
+def test_a_limit_of_the_cache_is_all_that_is_planned_for_it(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed_price(monkeypatch, Price(0.0, 1.0, 0.0, feature_bytes=1000))
+    plan, _ = planned(toy, chunk_px=64, extra=f"{CACHE}features_gb = 5.5e-6")
+    assert plan.features == 5000
+
+
+def test_a_cache_that_does_not_fit_is_refused_with_the_setting_that_does(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed_price(monkeypatch, Price(0.0, 1.0, 0.0, feature_bytes=10**8))
+    plan, _ = planned(toy, extra=f"{CACHE}[limits]\ndisk_gb = 0.1")
+    with pytest.raises(ResourceError, match=r"plan-too-big.*on disk.*cache\.features = false"):
+        plan.check()
+
+
+def test_a_cache_for_a_segmenter_that_cannot_keep_features_is_refused_by_the_plan(toy: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cache\.features"):
+        planned(toy, model="spectral", prompts=("water",), extra=CACHE)
+
+
+def test_features_that_are_there_are_not_planned_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_toy(tmp_path, dates=1, size=200)
+    (tmp_path / "pipeline.toml").write_text(toy_pipeline(size=200, prompts=("a",), extra=CACHE))
+    request = load_pipeline(tmp_path / "pipeline.toml")
+    assert start_run(request, tmp_path / "run", executor="serial").complete
+    count, _ = kept_features(Store(tmp_path / "run"))
+    fixed_price(monkeypatch, Price(0.0, 1.0, 0.0, load_s=0.25, feature_bytes=1000))
+    inputs = make_inputs_of(request)
+    segmenter: Segmenter = load_segmenter(request.spec.model, request.spec.source.bands)
+    plan = make_plan(inputs, segmenter, prompts=prompts_of("b"), executor="serial", out=tmp_path / "run")
+    assert (plan.features_kept, plan.windows_distinct - count) == (count, plan.features // 1000)
+    assert count > 10
+    assert plan.seconds - plan.bytes_to_read / 40e6 == pytest.approx(
+        (plan.windows_distinct - count) * 1.0 + (plan.windows - plan.windows_distinct + count) * 0.25
+    )
+    assert any("windows are there already" in remark for _, _, remark in plan.rows())
 
 
 @pytest.mark.parametrize(
