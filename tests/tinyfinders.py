@@ -19,7 +19,8 @@ from eo_batch.models.registry import load_segmenter
 
 RGB = ("red", "green", "blue")
 WORDS = ["a", "bright", "dark", "field", "of", "lake", "left", "on", "ship", "the", "water", "solar", "panel"]
-SAM3_SIDE = 56
+SAM3_SIDE, SIDE = 56, 64
+"""Sides of the pictures that the small networks look at, in pixels."""
 said.disable_progress_bar()
 
 
@@ -56,6 +57,69 @@ def make_sam3(folder: Path, *, seed: int = 0, queries: int = 6, **changed: Any) 
     return folder
 
 
+def make_detector(folder: Path, *, seed: int = 0, queries: int = 12, **changed: Any) -> Path:
+    """A Grounding DINO that looks at pictures of 64 px; returns the folder."""
+    from transformers import BertConfig, GroundingDinoConfig, GroundingDinoForObjectDetection, SwinConfig
+
+    swin = SwinConfig(embed_dim=8, depths=[1, 1, 2, 1], num_heads=[1, 1, 2, 2], window_size=4, out_indices=[2, 3, 4])
+    size = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
+    bert = BertConfig(vocab_size=1030 + len(WORDS), num_hidden_layers=1, max_position_embeddings=32, **size)
+    parts: dict[str, Any] = {
+        "backbone_config": swin,
+        "text_config": bert,
+        "d_model": 64,
+        "encoder_layers": 1,
+        "decoder_layers": 2,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "num_queries": queries,
+        "max_text_len": 16,
+    }
+    network = GroundingDinoForObjectDetection(GroundingDinoConfig(**{**parts, **changed}))
+    stir(network, seed)
+    network.save_pretrained(folder)
+    places = {"[UNK]": 100, "[CLS]": 101, "[SEP]": 102, ".": 1012, "?": 1029}
+    write_tokenizer(folder, "[CLS]", "[SEP]", numbers=places | {word: 1030 + place for place, word in enumerate(WORDS)})
+    picture = {"size": {"shortest_edge": SIDE, "longest_edge": 2 * SIDE}, "do_pad": True, "resample": 2}
+    (folder / "preprocessor_config.json").write_text(json.dumps(picture))
+    return folder
+
+
+def make_sam2(folder: Path, *, seed: int = 0, **changed: Any) -> Path:
+    """A SAM 2 that looks at pictures of 64 px; returns the folder."""
+    from transformers import Sam2Config, Sam2Model
+
+    hiera = {
+        "model_type": "sam2_hiera_det_model",
+        "hidden_size": 8,
+        "image_size": [SIDE, SIDE],
+        "blocks_per_stage": [1, 1, 2, 1],
+        "embed_dim_per_stage": [8, 16, 32, 64],
+        "num_attention_heads_per_stage": [1, 1, 2, 2],
+        "window_size_per_stage": [4, 4, 4, 4],
+        "global_attention_blocks": [3],
+        "window_positional_embedding_background_size": [4, 4],
+    }
+    parts: dict[str, Any] = {
+        "vision_config": {
+            "model_type": "sam2_vision_model",
+            "backbone_config": hiera,
+            "backbone_channel_list": [64, 32, 16, 8],
+            "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+            "fpn_hidden_size": 32,
+        },
+        "prompt_encoder_config": {"hidden_size": 32, "image_size": SIDE},
+        "mask_decoder_config": {"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 32},
+    }
+    network = Sam2Model(Sam2Config(**{**parts, **changed}))
+    stir(network, seed)
+    network.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"size": {"height": SIDE, "width": SIDE}, "resample": 2}))
+    return folder
+
+
 def stir(network: torch.nn.Module, seed: int) -> None:
     """Random weights under which everything has a say: a network fresh from its class answers nearly the same to all."""
     chance = torch.Generator().manual_seed(seed)
@@ -68,10 +132,10 @@ def stir(network: torch.nn.Module, seed: int) -> None:
                 parameter.add_(noise * 0.2)
 
 
-def write_tokenizer(folder: Path, begin: str, end: str, *, unknown: str = "[UNK]") -> None:
+def write_tokenizer(folder: Path, begin: str, end: str, *, unknown: str = "[UNK]", numbers: dict[str, int] | None = None) -> None:
     """A `tokenizer.json` that knows `WORDS`, lower-cased and cut at blanks and punctuation."""
-    words = [unknown, begin, end, *WORDS]
-    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=unknown))
+    words = {word: number for number, word in enumerate([unknown, begin, end, *WORDS])} if numbers is None else numbers
+    made = Tokenizer(models.WordLevel(words, unk_token=unknown))
     made.normalizer = normalizers.Lowercase()
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made.add_special_tokens([begin, end, unknown])

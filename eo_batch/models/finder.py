@@ -131,12 +131,16 @@ class Sayings:
     name, algorithm : as in `SegmenterInfo`.
     question : how a prompt is asked; `{}` stands for it, in lower case.
     shared : what is computed once for all prompts, a clause.
+    parts : characters that would part a prompt into several: they are read as blanks.
+    looks_for : what it looks for, a clause; sentences say more than that.
     """
 
     name: str
     algorithm: str
     question: str
     shared: str
+    parts: str = ""
+    looks_for: str = "looks for every object that a name names"
 
 
 @dataclass(frozen=True)
@@ -249,7 +253,8 @@ class FinderSegmenter:
         return tuple(distinct.index(content) for content in contents), [contents.index(content) for content in distinct]
 
     def _question(self, text: str) -> str:
-        return self.says.question.replace("{}", text.lower())
+        plain = "".join(" " if letter in self.says.parts else letter for letter in text.lower())
+        return self.says.question.replace("{}", " ".join(plain.split()))
 
     def _read(self, text: str) -> TokenisedText:
         if not any(letter.isalnum() for letter in text):
@@ -269,7 +274,7 @@ class FinderSegmenter:
             )
         elif not is_class_name(text):
             lines.append(
-                f'prompt "{text}" reads as a sentence: this network looks for every object that a name names, '
+                f'prompt "{text}" reads as a sentence: this network {self.says.looks_for}, '
                 "and is likely to pass over what else a sentence says"
             )
         if read.is_cut:

@@ -15,8 +15,8 @@ from torch import Tensor
 LEAST = 0.05
 """Scores end here and at 1 - LEAST: overlapping windows are blended by their logits, and none shall outvote the others by far."""
 LIMIT = math.log((1 - LEAST) / LEAST)
-TOUCHES = 0.25
-"""Objects are kept apart where both have scores above this."""
+TOUCHES = math.log(0.25 / 0.75)
+"""Objects are kept apart where both have logits above this, the one of score 0.25."""
 SAME = 0.5
 """Two masks whose intersection is more than this share of their union show one object."""
 
@@ -27,8 +27,8 @@ def join(confidences: Tensor, masks: Tensor, size_yx: tuple[int, int], *, apart:
     Parameters
     ----------
     confidences : in 0..1, (n,), n may be 0.
-    masks : probability of each pixel to belong to the object, in 0..1, (n, y, x) at the size that the network gives them;
-        resized to `size_yx` bilinearly (corners not aligned), one at a time.
+    masks : logits of each pixel to belong to the object, (n, y, x) at the size that the network gives them; resized to `size_yx`
+        bilinearly (corners not aligned), one at a time.
     apart : objects that touch get a line of -LIMIT between them, one pixel wide, taken from the less sure one; of several masks
         of one object (`SAME`) only the surest counts.
     """
@@ -38,21 +38,21 @@ def join(confidences: Tensor, masks: Tensor, size_yx: tuple[int, int], *, apart:
     order = torch.sort(confidences, descending=True, stable=True).indices
     order = order[confidences[order] > LEAST]
     if apart:
-        order = order[_distinct(masks[order] > 0.5)]
-    best = torch.full(size_yx, LEAST, device=confidences.device)
+        order = order[_distinct(masks[order] > 0)]
+    sure = torch.logit(confidences[order]).clamp(max=LIMIT)
+    best = torch.full(size_yx, -LIMIT, device=confidences.device)
     owner = torch.full(size_yx, len(order), dtype=torch.int32, device=confidences.device)
     for rank, number in enumerate(order.tolist()):
-        score = torch.minimum(_resized(masks[number], size_yx), confidences[number])
-        owner.masked_fill_(score > best, rank)  # equally sure: the earlier one has it
-        best = torch.maximum(best, score)
-    logits = torch.logit(best.clamp(LEAST, 1 - LEAST)).clamp(-LIMIT, LIMIT)
-    return logits.masked_fill(_borders(owner, best), -LIMIT) if apart else logits
+        logits = torch.minimum(_resized(masks[number], size_yx), sure[rank])
+        owner.masked_fill_(logits > best, rank)  # equally sure: the earlier one has it
+        best = torch.maximum(best, logits)
+    return best.masked_fill(_borders(owner, best), -LIMIT) if apart else best
 
 
-def flat(probabilities: Tensor, confidence: Tensor, size_yx: tuple[int, int]) -> Tensor:
-    """Logits of a window, float32 (h, w), of a map of probabilities (y, x) that counts as far as `confidence` () is sure."""
-    score = torch.minimum(_resized(probabilities, size_yx), confidence.float())
-    return torch.logit(score.clamp(LEAST, 1 - LEAST)).clamp(-LIMIT, LIMIT)
+def gate(mask: Tensor, confidence: Tensor, size_yx: tuple[int, int]) -> Tensor:
+    """Logits of a window, float32 (h, w), of a mask (y, x) of logits that counts as far as `confidence` () in 0..1 is sure."""
+    sure = torch.logit(confidence.float()).clamp(-LIMIT, LIMIT)
+    return torch.minimum(_resized(mask, size_yx), sure).clamp(min=-LIMIT)
 
 
 def _resized(mask: Tensor, size_yx: tuple[int, int]) -> Tensor:
@@ -61,18 +61,20 @@ def _resized(mask: Tensor, size_yx: tuple[int, int]) -> Tensor:
 
 def _distinct(masks: Tensor) -> Tensor:
     """Places of the masks (n, y, x), surest first, that do not show the object of an earlier kept one, int64."""
+    shown = masks.flatten(1).float()
+    both = shown @ shown.T  # pixels in common: whole numbers, far below what float32 counts exactly
+    areas = both.diagonal()
+    is_same = (both > SAME * (areas[:, None] + areas - both)).tolist()
     kept: list[int] = []
-    areas = masks.sum((1, 2)).tolist()
-    for place, mask in enumerate(masks):
-        shared = [int((mask & masks[other]).sum()) for other in kept]
-        if all(both <= SAME * (areas[place] + areas[other] - both) for both, other in zip(shared, kept, strict=True)):
+    for place, row in enumerate(is_same):
+        if not any(row[other] for other in kept):
             kept.append(place)
     return torch.tensor(kept, dtype=torch.int64, device=masks.device)
 
 
-def _borders(owner: Tensor, score: Tensor) -> Tensor:
-    """Pixels, bool (h, w), beside or at the corner of a pixel whose owner is surer, both with scores above `TOUCHES`."""
+def _borders(owner: Tensor, logits: Tensor) -> Tensor:
+    """Pixels, bool (h, w), beside or at the corner of a pixel whose owner is surer, both with logits above `TOUCHES`."""
     nobody = torch.iinfo(owner.dtype).max
-    shown = owner.masked_fill(score <= TOUCHES, nobody).float()  # small whole numbers are exact
+    shown = owner.masked_fill(logits <= TOUCHES, nobody).float()  # small whole numbers are exact
     surest = -torch.nn.functional.max_pool2d(-shown[None, None], 3, stride=1, padding=1)[0, 0]
-    return (surest < shown) & (score > TOUCHES)
+    return (surest < shown) & (logits > TOUCHES)

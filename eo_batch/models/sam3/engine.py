@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eo_batch.models.engine import Engine, find_device, open_once
 from eo_batch.models.finder import Maps
-from eo_batch.models.instances import flat, join
+from eo_batch.models.instances import gate, join
 from eo_batch.models.preparation import Preparation, read_preparation
 from eo_batch.models.weights.folders import CONFIG, FolderFiles, read_folder
 from eo_batch.models.weights.networks import build_network, config_of
@@ -131,10 +131,9 @@ class Sam3Engine(Engine[Any]):
                 found = self.detect(windows.part(first, end), words)
                 is_there = torch.sigmoid(found.presence_logits.float())
                 if rules.semantic:
-                    whole = torch.sigmoid(found.semantic_seg.float())
-                    return torch.stack([flat(whole[n, 0], is_there[n, 0], size_yx) for n in range(end - first)])
-                sure = torch.sigmoid(found.pred_logits.float()) * is_there
-                masks = torch.sigmoid(found.pred_masks.float())
+                    whole = found.semantic_seg[:, 0]
+                    return torch.stack([gate(whole[n], is_there[n, 0], size_yx) for n in range(end - first)])
+                sure, masks = torch.sigmoid(found.pred_logits.float()) * is_there, found.pred_masks
                 return torch.stack([join(sure[n], masks[n], size_yx, apart=rules.apart) for n in range(end - first)])
 
         return torch.cat([part.cpu() for part in self.by_room("decide", decide, len(windows), most=len(windows))])
