@@ -24,11 +24,19 @@ Prompts = Annotated[
 ]
 Thresholds = Annotated[
     list[float] | None,
-    typer.Option("--threshold", metavar="SCORE", help="Its new threshold, between 0 and 1: one for each --prompt, in order."),
+    typer.Option(
+        "--threshold",
+        metavar="SCORE",
+        help="Its new threshold, between 0 and 1: one for all prompts that are named, or one for each, in their order.",
+    ),
 ]
 MinAreas = Annotated[
     list[float] | None,
-    typer.Option("--min-area", metavar="M2", help="Smallest footprint in m2: one for each --prompt, in order."),
+    typer.Option(
+        "--min-area",
+        metavar="M2",
+        help="Its new smallest footprint in m2: one for all prompts that are named, or one for each, in their order.",
+    ),
 ]
 Out = Annotated[Path | None, typer.Option(help="New folder. Default: beside RUN, named RUN-v2 or the next number that is free.")]
 DoSweep = Annotated[
@@ -96,14 +104,17 @@ def _changes(prompts: list[str], thresholds: list[float], areas: list[float]) ->
         raise ConfigError("config-invalid", "no prompt is named", where="--prompt", fix=fix)
     if len(set(prompts)) < len(prompts):
         raise ConfigError("config-invalid", "a prompt is named twice", where="--prompt", fix="Name each prompt once.")
-    for name, given in (("--threshold", thresholds), ("--min-area", areas)):
-        if given and len(given) != len(prompts):
-            what = f"{len(given)} numbers for {len(prompts)} prompts"
-            raise ConfigError("config-invalid", what, where=name, fix=f"Give {name} once for each --prompt, in the same order.")
-    return {
-        text: Change(thresholds[index] if thresholds else None, areas[index] if areas else None)
-        for index, text in enumerate(prompts)
-    }
+    numbers = zip(_one_each("--threshold", thresholds, prompts), _one_each("--min-area", areas, prompts), strict=True)
+    return {text: Change(*pair) for text, pair in zip(prompts, numbers, strict=True)}
+
+
+def _one_each(name: str, given: list[float], prompts: list[str]) -> list[float | None]:
+    """A number for each prompt, or None where there is none for any."""
+    if len(given) not in (0, 1, len(prompts)):
+        what = f"{len(given)} numbers for {len(prompts)} prompts"
+        raise ConfigError("config-invalid", what, where=name, fix=f"Give {name} once for all, or once for each --prompt.")
+    each: list[float | None] = [*given] or [None]
+    return each if len(each) == len(prompts) else each * len(prompts)
 
 
 def _print_sweeps(run: Path, prompts: list[str], *, as_json: bool, quiet: bool) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eo_batch.core.arrays import least_step
-from eo_batch.core.errors import ConfigError
+from eo_batch.core.errors import ConfigError, IntegrityError
 from eo_batch.core.prompts import Prompt, PromptSet, normalise_text
 from eo_batch.outputs.store import Store
 from eo_batch.run.derived import DERIVED, with_prompts, write_derived
@@ -100,12 +100,16 @@ def finished_run(run: Path | str) -> Generation:
     Raises
     ------
     ConfigError : `config-invalid`: there is no run, it is not finished, it lacks chunks, or it kept no scores.
-    IntegrityError : its marker is damaged.
+    IntegrityError : its marker is damaged, or that of another run.
     """
     base = published(run)
     request = read_request(base)
     where = str(base.root)
     marker = read_marker(base)
+    manifest = read_manifest(base)
+    if marker is not None and (manifest is None or manifest["digest"] != marker["run"]):
+        what = "COMPLETE.json speaks of another run"
+        raise IntegrityError("receipt-mismatch", what, where=where, fix=f"See `eo-batch verify {where}`.")
     if marker is None or marker["partial"]:
         what = "the run is not finished" if marker is None else f"{marker['chunks']['failed']:,} chunks of the run failed"
         raise ConfigError("config-invalid", what, where=where, fix=f"Finish it first: `eo-batch resume {where}`.")

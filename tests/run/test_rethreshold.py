@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rundigest import file_digests, mask_array
+from rundigest import file_digests, mask_array, newest_digests
 from toy import make_toy, toy_bbox, toy_pipeline
 
 from eo_batch.core.digest import canonical_json, digest
@@ -18,6 +18,7 @@ from eo_batch.models import registry
 from eo_batch.run.derived import DERIVED
 from eo_batch.run.driver import resume_run, start_run
 from eo_batch.run.events import Event
+from eo_batch.run.extend import add_prompts
 from eo_batch.run.request import load_pipeline
 from eo_batch.run.rethreshold import Change, next_version, rethreshold
 from eo_batch.run.status import run_status
@@ -168,6 +169,36 @@ def test_versions_lie_beside_the_run_under_the_next_free_number(tmp_path: Path) 
     (tmp_path / "water-v2").mkdir()
     (tmp_path / "water-v3").write_text("")
     assert next_version(tmp_path / "water") == tmp_path / "water-v4"
+
+
+def test_an_extended_run_can_be_given_thresholds_of_its_own_and_of_added_prompts(make: Make, base: Path, tmp_path: Path) -> None:
+    add_prompts(base, ["even"], executor="serial")
+    add_prompts(base, ["odd"], threshold=0.6, executor="serial")
+    new = rethreshold(base, {"dark": 0.4, "even": 0.45}, tmp_path / "new", executor="serial").path
+    fresh = make(prompts=("bright", "dark", "even", "odd"), thresholds=(0.5, 0.4, 0.45, 0.6))
+    assert digests(new) == digests(fresh)
+    assert verify_run(new).ok
+
+
+def test_the_published_prompts_are_taken_while_others_are_being_added(make: Make, base: Path, tmp_path: Path) -> None:
+    add_prompts(base, ["even"], executor="serial")
+    (base / "extensions/0001/receipts/t0000/y0000_x0000.json").unlink()
+    shutil.copy(make() / "COMPLETE.json", base)  # as a driver leaves it that is killed before it publishes
+    new = rethreshold(base, {"bright": 0.4}, tmp_path / "new", executor="serial").path
+    assert digests(new) == digests(make(thresholds=(0.4, 0.5)))
+
+
+def test_a_rethresholded_run_can_be_given_more_prompts(make: Make, base: Path, tmp_path: Path) -> None:
+    new = rethreshold(base, {"bright": 0.4}, tmp_path / "new", executor="serial").path
+    (base / "COMPLETE.json").unlink()  # its scores are not asked for new prompts
+    add_prompts(new, ["even"], executor="serial")
+    fresh = digests(make(prompts=("bright", "dark", "even"), thresholds=(0.4, 0.5, 0.5)))
+    extended = {path: name for path, name in newest_digests(new).items() if path != DERIVED}
+    assert extended == fresh
+    for path in ("masks.zarr/mask/c/0/0/0/0", "masks.zarr/mask/c/2/1/0/0"):
+        (new / path).write_bytes(b"damaged")
+    assert resume_run(new, repair=True, executor="serial").complete
+    assert {path: name for path, name in newest_digests(new).items() if path != DERIVED} == fresh
 
 
 def test_a_prompt_that_is_not_in_the_run_is_refused_with_the_one_that_was_meant(make: Make) -> None:
