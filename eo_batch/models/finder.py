@@ -17,7 +17,7 @@ from eo_batch.core.digest import digest
 from eo_batch.core.errors import ConfigError, ModelError
 from eo_batch.core.prompts import PromptSet, is_class_name
 from eo_batch.models.options import NetworkOptions
-from eo_batch.models.remotesam.phrases import find_positions
+from eo_batch.models.phrases import find_positions
 from eo_batch.models.rsrefseg.tokens import TokenisedText, Tokenizer
 from eo_batch.models.segmenter import SegmenterInfo, band_names
 from eo_batch.models.stretch import Stretch

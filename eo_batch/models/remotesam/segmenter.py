@@ -18,7 +18,7 @@ from eo_batch.core.errors import ConfigError, ModelError
 from eo_batch.core.prompts import PromptSet
 from eo_batch.core.spec import ModelSpec
 from eo_batch.models.options import NetworkOptions, read_options
-from eo_batch.models.remotesam.phrases import find_positions
+from eo_batch.models.phrases import find_positions
 from eo_batch.models.remotesam.pictures import nearest_positions, prepare
 from eo_batch.models.remotesam.templates import CLASS_TEMPLATE, Question, Wording
 from eo_batch.models.remotesam.tokens import TokenisedText, Tokenizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from eo_batch.models.remotesam.phrases import find_positions
+from eo_batch.models.phrases import find_positions
 
 
 @pytest.mark.parametrize(
