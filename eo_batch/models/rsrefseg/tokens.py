@@ -92,7 +92,7 @@ def clean(text: str, reading: Reading = SIGLIP) -> str:
 
 
 class Tokenizer:
-    """Word pieces of cleaned text by a `tokenizer.json` or a SentencePiece file (any other name).
+    """Word pieces of cleaned text by a `tokenizer.json`, a `vocab.json` (`merges.txt` beside it), or a SentencePiece file.
 
     Parameters
     ----------
@@ -107,9 +107,8 @@ class Tokenizer:
 
     def __init__(self, path: Path, *, reading: Reading = SIGLIP, positions: int = POSITIONS) -> None:
         self.path, self.reading, self.positions = path, reading, positions
-        data = _read(path)
+        self._tokenizer, data = _open(path)
         self.sha256 = sha256(data)
-        self._tokenizer = _open(data, path)
         self._begin = [self._mark(reading.begin)] if reading.begin else []
         self._end = self._mark(reading.end)
         if reading.end_number not in (None, self._end):
@@ -143,19 +142,24 @@ def find_tokenizer(*folders: Path) -> Path | None:
     return next((folder / name for folder in folders for name in FILES if (folder / name).is_file()), None)
 
 
-def _open(data: bytes, path: Path) -> Any:
-    """The `tokenizers.Tokenizer` of a file, without its own padding and cutting."""
+def _open(path: Path) -> tuple[Any, bytes]:
+    """The `tokenizers.Tokenizer` of a file, without its own padding and cutting, and the bytes that it is made from."""
     from tokenizers import Tokenizer as Library
 
+    from eo_batch.models.byte_pairs import VOCABULARY, read_byte_pairs
     from eo_batch.models.rsrefseg.spiece import read_pieces, tokenizer_of
 
-    with _judging(path):
-        is_json = data.lstrip()[:1] == b"{"
-        tokenizer = Library.from_str(data.decode("utf-8")) if is_json else tokenizer_of(read_pieces(data))
+    if path.name == VOCABULARY:
+        tokenizer, data = read_byte_pairs(path.parent)
+    else:
+        data = _read(path)
+        with _judging(path):
+            is_json = data.lstrip()[:1] == b"{"
+            tokenizer = Library.from_str(data.decode("utf-8")) if is_json else tokenizer_of(read_pieces(data))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True  # a mark that somebody writes into a prompt is text
-    return tokenizer
+    return tokenizer, data
 
 
 @contextmanager
