@@ -16,6 +16,7 @@ from transformers import SamConfig, SamModel
 
 from eo_batch.core.errors import ModelError
 from eo_batch.models.rsrefseg.config import RSRefSegConfig
+from eo_batch.models.rsrefseg.drawing import draw_mask
 from eo_batch.models.rsrefseg.encoders import build_encoder, make_positions
 from eo_batch.models.rsrefseg.layers import use_fast_layers
 from eo_batch.models.rsrefseg.mapping import check_count, from_hub, from_upstream
@@ -250,14 +251,7 @@ class RSRefSeg(nn.Module):
         of_patches, of_image = self._places()
         sparse, mask = self.prompter(images.maps, words, sentence, of_patches)
         _, dense = self.sam.prompt_encoder(None, None, None, mask)
-        logits, _ = self.sam.mask_decoder(
-            image_embeddings=images.embedding,
-            image_positional_embeddings=of_image,
-            sparse_prompt_embeddings=sparse[:, None],
-            dense_prompt_embeddings=dense,
-            multimask_output=False,
-        )
-        return logits[:, 0]
+        return draw_mask(self.sam.mask_decoder, images.embedding, of_image, sparse, dense)
 
     def _places(self) -> tuple[Tensor, Tensor]:
         """SAM's encoding of the places of patches (1, C, n, n) and of its own embedding (1, C, g, g)."""
