@@ -49,7 +49,7 @@ def golden(toy: Path) -> dict[str, str]:
 def operations(toy: Path, golden: dict[str, str]) -> int:
     """Store operations of an undisturbed run."""
     out = toy / "counted"
-    count = suffer(toy, out, kind="none", at=0)
+    count = suffer(lambda: begin(toy, out), kind="none", at=0)
     assert file_digests(out) == golden
     return count
 
@@ -59,7 +59,7 @@ def test_a_fault_at_any_operation_loses_nothing(toy: Path, golden: dict[str, str
     cycles = 0
     for at in range(1 + KINDS.index(kind), operations + 1, STEP):
         out = toy / f"{kind}-{at}"
-        suffer(toy, out, kind=kind, at=at)
+        suffer(lambda out=out: begin(toy, out), kind=kind, at=at)  # type: ignore[misc]
         check_visible(out)
         if (out / "request.json").exists():
             resume_run(out, executor="serial")
@@ -82,8 +82,12 @@ def check_visible(out: Path) -> None:
         assert (status.state == "complete") == found.complete
 
 
-def suffer(toy: Path, out: Path, *, kind: str, at: int) -> int:
-    """Run the toy in a forked child that meets one fault; the number of operations it got to."""
+def begin(toy: Path, out: Path) -> None:
+    start_run(load_pipeline(toy / "pipeline.toml"), out, executor="serial")
+
+
+def suffer(work: Callable[[], None], *, kind: str, at: int) -> int:
+    """Do `work` in a forked child that meets one fault; the number of operations it got to."""
     counter, report = os.pipe()
     child = os.fork()
     if child == 0:
@@ -92,7 +96,7 @@ def suffer(toy: Path, out: Path, *, kind: str, at: int) -> int:
         try:
             count = install(kind, at)
             try:
-                start_run(load_pipeline(toy / "pipeline.toml"), out, executor="serial")
+                work()
                 code = 0
             except EoBatchError as error:
                 code = error.exit_status
