@@ -143,7 +143,7 @@ BUILT_IN: Mapping[str, SegmenterEntry] = MappingProxyType(
                 "eo_batch.models.grounded_sam2.segmenter:load_grounded_sam2",
                 ("torch", "transformers", "safetensors", "tokenizers"),
                 "models",
-                "grounding-dino",
+                ("grounding-dino", "sam2"),
                 has_threads=True,
             ),
             SegmenterEntry(
