@@ -20,15 +20,15 @@ def draw_mask(decoder: SamMaskDecoder, image: Tensor, places: Tensor, sparse: Te
 
     Parameters
     ----------
-    image : (B, C, g, g), SAM's embedding of the image.
+    image : (B, g, g, C), SAM's embedding of the image.
     places : (1, C, g, g), its encoding of places.
     sparse : (B, tokens, C), prompts.
     dense : (B, C, g, g), what the mask prompt adds to the image.
     """
-    side = image.shape[-1]
+    side = image.shape[1]
     own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([own.expand(len(image), -1, -1), sparse.to(own.dtype)], dim=1)
-    seen = (_channels_last(image) + _channels_last(dense)).transpose(1, 2).unflatten(2, (side, side))
+    seen = (image.flatten(1, 2) + dense.flatten(2).transpose(1, 2).contiguous()).transpose(1, 2).unflatten(2, (side, side))
     answered, keys = decoder.transformer(
         point_embeddings=tokens[:, None],
         image_embeddings=seen,
@@ -57,8 +57,3 @@ def _enlarge(decoder: SamMaskDecoder, keys: Tensor) -> Tensor:
 def _as_linear(layer: nn.ConvTranspose2d) -> Tensor:
     """Weights (4 out, in) of a transposed convolution of kernel and stride 2; its four places before its channels."""
     return layer.weight.permute(2, 3, 1, 0).flatten(0, 2)
-
-
-def _channels_last(maps: Tensor) -> Tensor:
-    """Maps (B, C, h, w) as (B, h w, C) in this order of memory."""
-    return maps.flatten(2).transpose(1, 2).contiguous()

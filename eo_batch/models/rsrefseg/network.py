@@ -46,8 +46,8 @@ class ImageFeatures:
 
     Parameters
     ----------
-    embedding : (B, C, g, g), SAM's.
-    directions : (B, D, n, n) float32, patches of the text/image encoder, of unit length.
+    embedding : (B, g, g, C), SAM's.
+    directions : (B, n, n, D) float32, patches of the text/image encoder, of unit length.
     maps : (B, 3, C, n, n), the same patches through the prompter's channel convolution.
     """
 
@@ -236,7 +236,7 @@ class RSRefSeg(nn.Module):
         embedding = self.sam.vision_encoder(normalise(images, SAM_MEAN, SAM_STD).to(dtype)).last_hidden_state
         small = resize(normalise(images, self.encoder.mean, self.encoder.std), side, side)
         patches = self.encoder.see(small.to(dtype))
-        return ImageFeatures(embedding, _unit(patches, 1), self.prompter.maps(patches))
+        return ImageFeatures(embedding.permute(0, 2, 3, 1), _unit(patches, 1).permute(0, 2, 3, 1), self.prompter.maps(patches))
 
     def _hear(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         words, sentence = self.encoder.hear(ids[None])

@@ -97,10 +97,10 @@ def agreement(directions: Tensor, words: Tensor, sentence: Tensor, scale: Tensor
 
     Parameters
     ----------
-    directions : (B, D, n, n) float32, patches of unit length.
+    directions : (B, n, n, D) float32, patches of unit length.
     words, sentence : (L, D) and (D,) float32, of unit length; the end of the sentence is a word too.
     scale, bias : (1,) of the text/image encoder: logit = exp(scale) * cosine + bias.
     """
     queries = torch.cat([words, sentence[None]])
-    logits = scale.float().exp() * torch.einsum("ld,bdyx->blyx", queries, directions) + bias.float()
+    logits = scale.float().exp() * torch.einsum("ld,byxd->blyx", queries, directions) + bias.float()
     return torch.sigmoid(logits[:, :-1]).mean(dim=1), logits[:, -1]
