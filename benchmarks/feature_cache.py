@@ -1,6 +1,6 @@
 """What kept image features cost and save: bytes of a window, and seconds to encode it against seconds to read it back.
 
-    python benchmarks/feature_cache.py                             a made-up network, a tiny and a full-size RemoteSAM
+    python benchmarks/feature_cache.py                             made-up, tiny and one full-size network
     python benchmarks/feature_cache.py --model rsrefseg --weights FILE_OR_NAME [--option contours=directsam]
 
 Windows are made up and weights come from a formula unless a file is named: neither changes what is computed. Every window goes
@@ -22,13 +22,14 @@ from typing import Any
 
 import numpy as np
 from machine import machine
+from numpy.typing import NDArray
 
 from eo_batch.core.prompts import Prompt, PromptSet
 from eo_batch.core.spec import CacheSpec, ModelSpec
 from eo_batch.models.registry import load_segmenter
-from eo_batch.models.segmenter import Segmenter
+from eo_batch.models.segmenter import Segmenter, feature_keeper
 from eo_batch.outputs.store import Store
-from eo_batch.run.features import kept_features, open_features
+from eo_batch.run.features import kept_features, open_features, window_key, window_path, write_window
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -56,10 +57,18 @@ def remotesam_of(folder: Path, *, is_tiny: bool, window_px: int) -> Segmenter:
     return load_segmenter(ModelSpec(name="remotesam", window_px=window_px, options=options), RGB)
 
 
+def rsrefseg_of(folder: Path) -> Segmenter:
+    """RSRefSeg with weights by a formula, small."""
+    from tinyref import load_tiny, make_tiny
+
+    return load_tiny(make_tiny(folder / "rsrefseg"))
+
+
 def made_up_cases(folder: Path) -> Iterator[tuple[str, Segmenter, int]]:
     """Name, segmenter and window side of each case."""
     costly = ModelSpec(name="window-mean", window_px=512, options={"cost": 500})
     yield "window-mean, cost 500", load_segmenter(costly, RGB), 512
+    yield "RSRefSeg, tiny", rsrefseg_of(folder), 64
     yield "RemoteSAM, tiny", remotesam_of(folder, is_tiny=True, window_px=64), 64
     yield "RemoteSAM, published size", remotesam_of(folder, is_tiny=False, window_px=512), 512
 
@@ -71,33 +80,36 @@ def seconds(call: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
     return answer, time.perf_counter() - start
 
 
+def keep(store: Store, segmenter: Segmenter, features: Any, image: NDArray[np.float32]) -> None:
+    """Write features of one window as a run does."""
+    keeper, key = feature_keeper(segmenter), window_key(image)
+    assert keeper is not None
+    (window,) = keeper.dump_features(features)
+    with store.writer(window_path(segmenter.info.digest, key)) as target:
+        write_window(target, window, segmenter=segmenter.info.digest, key=key)
+
+
 def measure(name: str, segmenter: Segmenter, window_px: int, *, folder: Path, rounds: int) -> None:
-    """Print one row; each round takes a new window through encoding, keeping, reading and decoding."""
-    low, high = segmenter.info.pixel_range
+    """Print one row; each round takes a new window through encoding, decoding, keeping and reading."""
     random, prompts = np.random.default_rng(0), segmenter.encode_prompts(PROMPTS)
     store = Store(folder / name.replace(" ", "-").replace(",", ""))
-    took: dict[str, list[float]] = {part: [] for part in ("encode", "encode and keep", "read", "decode")}
-    for number in range(rounds + 1):
-        image = random.uniform(low, high, (1, 3, window_px, window_px)).astype(np.float32)
-        caches = [open_features(store, segmenter, CacheSpec(features=True)) for _ in range(2)]
-        assert caches[0] is not None
-        assert caches[1] is not None
-        features, encode = seconds(segmenter.encode_images, image)
-        answer, decode = seconds(segmenter.decode, features, prompts)
-        _, keep = seconds(caches[0].encode, image)
-        again, read = seconds(caches[1].encode, image)
-        assert (caches[0].encoded, caches[1].loaded) == (1, 1)
+    cache = open_features(store, segmenter, CacheSpec(features=True))
+    assert cache is not None
+    took = []
+    for _ in range(rounds + 1):
+        image = random.uniform(*segmenter.info.pixel_range, (1, 3, window_px, window_px)).astype(np.float32)
+        features, encode_s = seconds(segmenter.encode_images, image)
+        answer, decode_s = seconds(segmenter.decode, features, prompts)
+        _, keep_s = seconds(keep, store, segmenter, features, image[0])
+        again, read_s = seconds(cache.encode, image)
         assert segmenter.decode(again, prompts).tobytes() == answer.tobytes(), "kept features answer otherwise"
-        if number:  # the first warms up
-            for part, value in zip(took, (encode, keep, read, decode), strict=True):
-                took[part].append(value)
+        took.append((encode_s, decode_s, keep_s, read_s))
+    assert (cache.encoded, cache.loaded) == (0, rounds + 1)
     files, size = kept_features(store)
-    encode, keep, read, decode = (median(values) for values in took.values())
-    print(
-        f"{name} | {window_px} px | {size / files / 1e6:.2f} MB | {encode * 1e3:.1f} ms | {(keep - encode) * 1e3:.1f} ms | "
-        f"{read * 1e3:.1f} ms | {decode * 1e3:.1f} ms | {encode / read:.1f} | {(encode + decode) / (read + decode):.2f}",
-        flush=True,
-    )
+    encode_s, decode_s, keep_s, read_s = (median(column) for column in zip(*took[1:], strict=True))  # the first warms up
+    times = " | ".join(f"{part * 1e3:.1f} ms" for part in (encode_s, decode_s, keep_s, read_s))
+    saved = f"{encode_s / read_s:.1f} | {(encode_s + decode_s) / (read_s + decode_s):.2f}"
+    print(f"{name} | {window_px} px | {size / files / 1e6:.2f} MB | {times} | {saved}", flush=True)
 
 
 def main() -> None:
@@ -111,7 +123,7 @@ def main() -> None:
     chosen = parser.parse_args()
     print(machine())
     print(
-        "segmenter | window | kept | encode | keep | read | decode one prompt | encode : read | one more prompt, without : with"
+        "segmenter | window | kept | encode | decode one prompt | write | read | encode : read | one more prompt, without : with"
     )
     with TemporaryDirectory(dir=chosen.folder) as name:
         folder = Path(name)
