@@ -17,6 +17,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from tinyref import make_tiny as make_tiny_rsrefseg
 from tinysam import make_tiny
 
 from eo_batch.core.spec import parse_catalog, parse_pipeline
@@ -137,9 +138,10 @@ def test_there_are_at_least_six_pipelines_and_the_three_catalogs() -> None:
 
 @pytest.fixture(scope="session")
 def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder that holds a small network where fetched weights would be."""
+    """Folder that holds small networks where fetched weights would be."""
     folder = tmp_path_factory.mktemp("weights")
     make_tiny(folder / "remotesam", name="remotesam")
+    make_tiny_rsrefseg(folder / "rsrefseg", name="rsrefseg")
     return folder
 
 

@@ -39,8 +39,10 @@ ALGORITHM = "rsrefseg/1"
 BANDS = ("red", "green", "blue")
 FOUNDATION = "siglip"
 """Fetched weights whose tokenizer is used where none lies beside a network's own."""
-CALL_BYTES = 400
-"""Memory per pixel of the network's side at the published sizes in float32: the peak of a call beside what it keeps."""
+CALL_BYTES = 330
+"""Memory per pixel of the network's side in float32, as measured at the sizes of RSRefSeg-b: the peak of a call."""
+CALL_CHANNELS = 768
+"""Channels of SAM's image encoder there: that peak grows with them."""
 PICTURE_BYTES = 30
 """Memory per pixel of a window as it comes: stretched values and colours."""
 
@@ -239,15 +241,15 @@ def load_rsrefseg(model: ModelSpec, bands: Sequence[str]) -> RSRefSegSegmenter:
 
 
 def _find_weights(named: str) -> WeightFiles:
-    from eo_batch.models.weights import find_weights
+    """The file that the option names, else the one that somebody put where fetched weights would be."""
+    from eo_batch.models.weights import SUFFIX, find_weights, weights_folder
 
-    fix = (
-        "Convert a checkpoint of its training with eo-batch models convert FILE --network rsrefseg; see docs/guides/rsrefseg.md."
-    )
-    if not named:
-        what, where = "nobody has published a checkpoint of RSRefSeg, so there is none to fetch", "model.options.weights"
-        raise ModelError("weights-missing", what, where=where, fix=f"Set it to the path of your own. {fix}")
-    files = find_weights(named)
+    fix = "Convert a checkpoint of its training: eo-batch models convert FILE --network rsrefseg (docs/guides/rsrefseg.md)."
+    own = weights_folder() / NAME / f"{NAME}{SUFFIX}"
+    if not named and not own.is_file():
+        what = "nobody has published a checkpoint of RSRefSeg, so there is none to fetch, and none of your own is here"
+        raise ModelError("weights-missing", what, where=str(own), fix=f"{fix} Put it there, or set model.options.weights.")
+    files = find_weights(named or own)
     if files.architecture != NAME:
         what = f'holds weights of "{files.architecture}", not of "{NAME}"'
         raise ModelError("model-load", what, where=str(files.weights), fix=fix)
@@ -296,7 +298,8 @@ def _info(segmenter: RSRefSegSegmenter) -> SegmenterInfo:
     }
     fixed, call, pixel = 0, 0, PICTURE_BYTES  # what a GPU holds is not counted
     if on_cpu:
-        fixed, call = engine.weight_bytes, int(CALL_BYTES * config.image_px**2 * engine.dtype.itemsize / 4)
+        width = config.sam["vision_config"]["hidden_size"]
+        fixed, call = engine.weight_bytes, int(CALL_BYTES * config.image_px**2 * width / CALL_CHANNELS)
         pixel += -(-engine.feature_bytes // segmenter.window_px**2)
     return SegmenterInfo(
         name=NAME,

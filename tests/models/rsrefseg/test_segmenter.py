@@ -304,11 +304,14 @@ def test_a_gpu_that_is_not_there_is_a_clear_error(weights: Path) -> None:
         load_tiny(weights, device="cuda")
 
 
-def test_without_weights_it_is_said_that_none_are_published() -> None:
+def test_without_weights_it_is_said_that_none_are_published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EO_BATCH_WEIGHTS", str(tmp_path))
     with pytest.raises(ModelError, match="nobody has published") as caught:
         load_segmenter(ModelSpec(name="rsrefseg"), RGB)
     assert caught.value.code == "weights-missing"
     assert "eo-batch models convert FILE --network rsrefseg" in caught.value.fix
+    make_tiny(tmp_path / "rsrefseg", name="rsrefseg")
+    assert load_segmenter(ModelSpec(name="rsrefseg"), RGB).info.name == "rsrefseg"
 
 
 def test_a_tokenizer_that_is_not_there_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
