@@ -125,6 +125,16 @@ BUILT_IN: Mapping[str, SegmenterEntry] = MappingProxyType(
                 has_threads=True,
             ),
             SegmenterEntry(
+                "rsrefseg2",
+                "its successor on SigLIP 2 and SAM 2.1, with published weights to convert; dearer per prompt (arXiv 2507.06231)",
+                "Apache-2.0 (code and foundation weights); of the trained weights not checked",
+                "built in",
+                "eo_batch.models.rsrefseg2.segmenter:load_rsrefseg2",
+                ("torch", "transformers", "tokenizers", "safetensors"),
+                "models",
+                has_threads=True,
+            ),
+            SegmenterEntry(
                 "sam3",
                 "SAM 3: every object that a short noun phrase names, with gated weights (arXiv 2511.16719)",
                 "SAM License: custom terms, not open to everyone",

@@ -42,6 +42,7 @@ class Reading:
     begin, end : marks before and behind a text; "": none.
     end_number : what the end mark must be; None: anything.
     drops_punctuation : ASCII punctuation is no part of a text.
+    keeps_all : a text is read exactly as it is written.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Reading:
     end: str
     end_number: int | None
     drops_punctuation: bool
+    keeps_all: bool = False
 
 
 SIGLIP = Reading("SigLIP", "", "</s>", 1, drops_punctuation=True)
@@ -87,6 +89,8 @@ class TokenisedText:
 
 def clean(text: str, reading: Reading = SIGLIP) -> str:
     """What is read of a text: lower case, for SigLIP without ASCII punctuation, one blank between words."""
+    if reading.keeps_all:
+        return text
     lowered = text.lower()
     return re.sub(r"\s+", " ", lowered.translate(_NO_PUNCTUATION) if reading.drops_punctuation else lowered).strip()
 

@@ -27,6 +27,6 @@ def fit(picture: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
 
 
 def enlarge(logits: Tensor, side: int, height: int, width: int) -> Tensor:
-    """Logits (B, P, height, width) of answers (B, P, h, w): to the side of the network's input, cut, then to the picture's shape."""
+    """Logits (B, P, height, width) of answers (B, P, h, w): resized to the network's input, cut, resized to the picture."""
     rows, columns = fitted(height, width, side)
     return resize(resize(logits, side, side)[..., :rows, :columns], height, width)

@@ -94,13 +94,20 @@ def _remotesam_config() -> Mapping[str, Any]:
     return RemoteSAMConfig().as_dict()
 
 
-def _of_rsrefseg(name: str) -> Callable[..., Any]:
-    """A function of `rsrefseg.conversion`, imported when it is called."""
+def _of(room: str, name: str) -> Callable[..., Any]:
+    """A function of the module `conversion` of a network, imported when it is called."""
 
     def call(*arguments: Any, **named: Any) -> Any:
-        return getattr(import_module("eo_batch.models.rsrefseg.conversion"), name)(*arguments, **named)
+        return getattr(import_module(f"eo_batch.models.{room}.conversion"), name)(*arguments, **named)
 
     return call
+
+
+def _trained(name: str) -> Architecture:
+    """A network whose checkpoints have names and low-rank updates of their training."""
+    own = (_of(name, function) for function in ("build", "published", "settings_of", "translate"))
+    build, published, settings_of, translate = own
+    return Architecture(name, build, published, settings_of=settings_of, translate=translate)
 
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
@@ -108,13 +115,8 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         entry.name: entry
         for entry in (
             Architecture("remotesam", _build_remotesam, _remotesam_config, ("text_encoder.embeddings.position_ids",)),
-            Architecture(
-                "rsrefseg",
-                _of_rsrefseg("build"),
-                _of_rsrefseg("published"),
-                settings_of=_of_rsrefseg("settings_of"),
-                translate=_of_rsrefseg("translate"),
-            ),
+            _trained("rsrefseg"),
+            _trained("rsrefseg2"),
         )
     }
 )

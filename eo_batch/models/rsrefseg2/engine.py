@@ -1,0 +1,141 @@
+"""RSRefSeg 2 in memory: how its file becomes a network, and what is asked of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eo_batch.core.errors import ConfigError, ModelError
+from eo_batch.models.engine import Engine, find_device, open_once
+from eo_batch.models.finder import Maps
+from eo_batch.models.rsrefseg2.config import RSRefSeg2Config
+from eo_batch.models.rsrefseg2.network import PARTS, ImageFeatures, PromptFeatures, RSRefSeg2
+from eo_batch.models.rsrefseg2.pictures import enlarge, fit
+from eo_batch.models.weights import WeightFiles, read_weights
+from eo_batch.models.weights.watch import Watch
+
+CALL_BYTES = 500
+"""Memory per pixel of the network's side in float32 at the published sizes: the measured peak of a call beside the weights."""
+
+
+@dataclass(frozen=True, eq=False)
+class RSRefSeg2Engine(Engine[RSRefSeg2]):
+    """The network, and the features of what it was asked.
+
+    Parameters
+    ----------
+    prompts : tokens -> their features.
+    """
+
+    segmenter: str = "rsrefseg2"
+    prompts: dict[bytes, PromptFeatures] = field(default_factory=dict)
+
+    @property
+    def side_px(self) -> int:
+        """Side of the square that it looks at."""
+        return self.network.config.image_px
+
+    @property
+    def call_bytes(self) -> int:
+        """Of one call beside the weights and beside what it keeps."""
+        return CALL_BYTES * self.side_px**2 * self.dtype.itemsize // 4
+
+    @property
+    def feature_bytes(self) -> int:
+        """Of what is kept of one window for all prompts."""
+        config = self.network.config
+        drawn = (
+            config.sam_channels * config.sam_grid**2 * (1 + 1 + 2)
+        )  # grids of 1, 4 and 16 times the places, with fewer channels
+        return self.dtype.itemsize * (drawn + config.width * config.grid**2)
+
+    def hear(self, ids: Tensor, *, threads: int) -> PromptFeatures:
+        """Features of one sentence, int64 (tokens,), at its own length; computed at its first asking.
+
+        Raises
+        ------
+        ModelError : `model-oom`.
+        """
+        key = ids.numpy().tobytes()
+        if key not in self.prompts:
+            with self.computing(threads, f"{len(ids)} tokens"):
+                self.prompts[key] = self.network.encode_prompts([ids.to(self.device)])
+        return self.prompts[key]
+
+    def see(self, pictures: Sequence[NDArray[np.uint8]], *, threads: int) -> tuple[Maps, ...]:
+        """What no prompt changes of pictures (h, w, 3) of one shape: one entry for all that are computed together.
+
+        Raises
+        ------
+        ModelError : `model-oom`.
+        """
+
+        def look(first: int, end: int) -> Maps:
+            squares = np.stack([fit(picture, self.side_px).transpose(2, 0, 1) for picture in pictures[first:end]])
+            with self.computing(threads, f"{end - first} windows of {self.side_px} px"):
+                seen = self.network.encode_images(torch.from_numpy(squares).to(self.device).float() / 255)
+                return Maps(tuple(getattr(seen, name) for name in PARTS))
+
+        return tuple(self.by_room("see", look, len(pictures), most=len(pictures) if self.together else 1))
+
+    def answer(self, windows: Maps, words: PromptFeatures, size_yx: tuple[int, int], rules: Any, *, threads: int) -> Tensor:
+        """Logits of the windows of one entry, float32 (n, h, w) on the CPU, resized as its training did.
+
+        Raises
+        ------
+        ModelError : `model-oom`.
+        """
+
+        def decide(first: int, end: int) -> Tensor:
+            some = ImageFeatures(*windows.part(first, end).maps)
+            with self.computing(threads, f"{end - first} windows and a prompt"):
+                return enlarge(self.network.decode(some, words), self.side_px, *size_yx)[:, 0]
+
+        # copied without the lock: the GPU may begin with what another worker asks, after this
+        return torch.cat([part.cpu() for part in self.by_room("decide", decide, len(windows), most=len(windows))])
+
+
+def open_engine(files: WeightFiles, *, device: str, precision: str) -> RSRefSeg2Engine:
+    """The network of `files`; the one that this process already holds, if it does.
+
+    Parameters
+    ----------
+    device : "cpu", "cuda", or "auto": a GPU where there is one.
+    precision : "float32", "bfloat16" or "float16".
+
+    Raises
+    ------
+    ModelError : `model-load`.
+    IntegrityError : `weights-altered`: the file is no longer the one whose sha256 is in `files`.
+    ConfigError, ResourceError : as `find_device`.
+    """
+    place = find_device(device)
+
+    def make(lock: threading.Lock) -> RSRefSeg2Engine:
+        watch = Watch(files.weights, files.stamp)
+        network = _load(files).requires_grad_(False)
+        dtype: torch.dtype = getattr(torch, precision)
+        network.place(place, dtype)
+        watch.check()
+        on_gpu = place.type != "cpu"
+        return RSRefSeg2Engine(network, place, dtype, together=on_gpu, lock=lock, watch=None if on_gpu else watch)
+
+    return open_once(RSRefSeg2Engine, (files.sha256, precision), place, make)
+
+
+def _load(files: WeightFiles) -> RSRefSeg2:
+    where = str(files.weights)
+    try:
+        config = RSRefSeg2Config.from_dict(files.config)
+    except (ConfigError, TypeError) as error:
+        fix = "Convert the checkpoint again: eo-batch models convert FILE --network rsrefseg2."
+        raise ModelError("model-load", "does not describe an RSRefSeg 2 network", where=where, why=str(error), fix=fix) from None
+    tensors, _ = read_weights(files.weights)
+    return RSRefSeg2.from_state(tensors, config, where=where)
