@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from eo_batch.core.records import ChunkFailure
+from eo_batch.run.features import FOLDER, kept_features
 from eo_batch.run.generations import Generation, newest, published
 from eo_batch.run.lease import holder
 from eo_batch.run.ledger import failures, receipt_keys
@@ -22,6 +23,7 @@ class Status:
     state : "complete", "running", "stopped", or "starting" while inputs are being frozen.
     adding : prompts that an unfinished extension adds; the counts are those of the extension then, and the map of the
         prompts before them stays as it is.
+    windows_kept, features_bytes : windows whose image features are kept, and what they take.
     """
 
     path: Path
@@ -32,6 +34,8 @@ class Status:
     failures: tuple[ChunkFailure, ...]
     driver: dict[str, Any] | None
     adding: tuple[str, ...] = ()
+    windows_kept: int = 0
+    features_bytes: int = 0
 
     def rows(self) -> list[tuple[str, str]]:
         """Label and value of each printed line."""
@@ -47,6 +51,8 @@ class Status:
             rows.append(
                 ("driver", f"host {self.driver['host']}, pid {self.driver['pid']}, {alive}, epoch {self.driver['epoch']}")
             )
+        if self.windows_kept:
+            rows.append(("feature cache", f"{self.features_bytes / 1e9:,.3f} GB of {self.windows_kept:,} windows in {FOLDER}/"))
         rows += [(f"failed {failure.key}", failure.text) for failure in self.failures[:10]]
         if self.state == "stopped":
             rows.append(("next", f"eo-batch resume {self.path}"))
@@ -64,6 +70,8 @@ class Status:
             "failures": [{"key": f.key, "code": f.code, "text": f.text} for f in self.failures],
             "driver": self.driver,
             "adding": list(self.adding),
+            "windows_kept": self.windows_kept,
+            "features_bytes": self.features_bytes,
         }
 
 
@@ -99,6 +107,7 @@ def status_of(store: Generation) -> Status:
         tuple(failures(store)),
         driver,
         () if known is None else request.spec.prompt_set.texts[known:],
+        *kept_features(store),
     )
 
 

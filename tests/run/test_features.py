@@ -32,6 +32,7 @@ from eo_batch.run.events import Event
 from eo_batch.run.extend import add_prompts
 from eo_batch.run.features import FeatureCache, kept_features, open_features, read_window, window_key, write_window
 from eo_batch.run.request import load_pipeline
+from eo_batch.run.status import run_status
 from eo_batch.run.verify import verify_run
 
 PROMPTS = PromptSet((Prompt("water"), Prompt("building")))
@@ -323,6 +324,9 @@ def test_a_run_is_the_same_with_and_without_kept_features(toy: Path, golden: Pat
     assert 0.95 * plan["features"] <= size * plan["windows_distinct"] / files <= 1.05 * plan["features"]
     assert kept_features(Store(golden)) == (0, 0)
     assert verify_run(run).ok
+    rows = [dict(run_status(folder).rows()) for folder in (run, golden)]
+    assert rows[0]["feature cache"] == f"{size / 1e9:.3f} GB of {files} windows in features/"
+    assert "feature cache" not in rows[1]
 
 
 def test_a_resumed_run_with_damaged_missing_and_whole_features_is_the_same(toy: Path, golden: Path) -> None:
