@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from toy import toy_pipeline
 from transformers.utils import logging as said
 
 from eo_batch.core.prompts import Prompt, PromptSet
@@ -156,6 +157,14 @@ def windows(n: int = 3, height: int = 48, width: int = 48, seed: int = 0) -> NDA
     waves = [np.sin(6 * x + k) * np.cos(5 * y - k) for k in range(3 * n)]
     colours = 120 + 80 * np.reshape(waves, (n, 3, height, width)) + rng.normal(0, 10, (n, 3, height, width))
     return (np.rint(colours) / 255 * 0.25).astype(np.float32)
+
+
+def finder_pipeline(name: str, options: dict[str, Any], *, batch: int = 2, **settings: Any) -> str:
+    """Text of a pipeline over the toy scenes that asks a small network; red is the toy's nir, blue its green."""
+    text = toy_pipeline(model=name, **{"window_px": 48, **settings}).replace("batch = 4", f"batch = {batch}")
+    text = text.replace('bands = ["green", "nir"]', 'bands = ["red", "green", "blue"]\nassets = { red = "nir", blue = "green" }')
+    lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in {"stretch_high": 0.6, **options}.items())
+    return text.replace("[output]", f"[model.options]\n{lines}\n[output]")
 
 
 def prompts_of(*texts: str) -> PromptSet:

@@ -35,9 +35,15 @@ ANSWER_BYTES = 24
 
 @dataclass(frozen=True)
 class Maps:
-    """What no prompt changes of windows that are computed together: maps of features, each (n, channel, y, x)."""
+    """What no prompt changes of windows that are computed together: maps of features, each (n, channel, y, x).
+
+    They get the order in memory that kept ones have when they are read back: another order can be another order of sums.
+    """
 
     maps: tuple[Tensor, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "maps", tuple(one.contiguous() for one in self.maps))
 
     def __len__(self) -> int:
         return len(self.maps[0])
