@@ -57,6 +57,7 @@ class FeatureCache:
         self._room = None if limit_bytes is None else limit_bytes - kept_features(store)[1]
         self._writes = True
         self._notes: list[str] = []
+        self._told: set[str] = set()
         self._lock = threading.Lock()
 
     def encode(self, images: NDArray[np.float32]) -> Any:
@@ -82,7 +83,7 @@ class FeatureCache:
         return features
 
     def take_notes(self) -> tuple[str, ...]:
-        """What people should know and were not told yet."""
+        """What people should know and were not told yet; each kind of trouble once."""
         with self._lock:
             notes, self._notes = tuple(self._notes), []
         return notes
@@ -102,13 +103,13 @@ class FeatureCache:
         except FileNotFoundError:
             return None
         except (StoreError, PolicyError) as error:
-            self._note(f"{error} The window is computed again.")
+            self._note("unreadable", f"{error} Windows whose features cannot be read are computed again.")
             return None
         window = read_window(data, segmenter=self.segmenter.info.digest, key=key)
         if window is None:
             with self._lock:
                 self.damaged += 1
-            self._note(f"{path} is damaged: the window is computed again")
+            self._note("damaged", f"{path} is damaged: windows whose features are damaged are computed again")
         return window
 
     def _keep(self, windows: Mapping[str, Window]) -> None:
@@ -145,13 +146,15 @@ class FeatureCache:
 
     def _stop(self, note: str) -> None:
         with self._lock:
-            was_writing, self._writes = self._writes, False
-        if was_writing:
-            self._note(note)
+            self._writes = False
+        self._note("stopped", note)
 
-    def _note(self, text: str) -> None:
+    def _note(self, kind: str, text: str) -> None:
+        """Tell people of the first of each kind: there may be one for every window."""
         with self._lock:
-            self._notes.append(text)
+            if kind not in self._told:
+                self._told.add(kind)
+                self._notes.append(text)
 
 
 def open_features(store: Store, segmenter: Segmenter, cache: CacheSpec) -> FeatureCache | None:
@@ -245,7 +248,7 @@ def read_window(data: bytes, *, segmenter: str, key: str) -> dict[str, NDArray[A
         if (head["segmenter"], head["window"]) != (segmenter, key):
             return None
         window = {name: _read_array(file, content) for name in head["arrays"]}
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
     return window if file.tell() == len(content) else None
 
