@@ -81,7 +81,7 @@ def read_contributed(
         raise _mismatch(where, "items are not rising positions in an item table")
     row_bytes = -(-width // 8)
     contributed = np.empty((len(items), height, width), np.bool_)
-    for plane, packed in zip(contributed, table["pixels"], strict=True):
+    for plane, packed in zip(contributed.view(np.uint8), table["pixels"], strict=True):
         bits = np.frombuffer(packed.as_buffer(), np.uint8)
         if len(bits) != height * row_bytes:
             raise _mismatch(where, f"{len(bits):,} bytes are not {height} x {width} pixels")
