@@ -24,6 +24,8 @@ COMMANDS = (
     ("plan",),
     ("run",),
     ("resume",),
+    ("add-prompts",),
+    ("rethreshold",),
     ("status",),
     ("verify",),
     ("export",),

@@ -25,7 +25,7 @@ def file_digests(run: Path) -> dict[str, str]:
         if name.startswith(LEFT_OUT) or "/failures/" in name:
             continue
         data = path.read_bytes()
-        if "/receipts/" in f"/{name}":
+        if "/receipts/" in f"/{name}" and name.endswith(".json"):
             document = json.loads(data)
             data = json.dumps([document["facts"], document["digest"]], sort_keys=True).encode()
         out[name] = hashlib.sha256(data).hexdigest()
