@@ -212,7 +212,7 @@ def test_equally_sure_boxes_are_taken_in_their_order() -> None:
 def test_numbers_that_are_none_are_not_taken_for_nothing() -> None:
     logits = torch.zeros(3, 4)
     logits[1, 2] = float("nan")
-    scores, boxes = BoxRules(0.9, 0.9, max_boxes=4).choose(logits, torch.zeros(3, 4), torch.tensor([False, True]))
+    scores, _ = BoxRules(0.9, 0.9, max_boxes=4).choose(logits, torch.zeros(3, 4), torch.tensor([False, True]))
     assert scores.isnan().tolist() == [True]
     assert join(scores, torch.zeros(1, 1, 1), (5, 5), apart=False).isnan().all()
 
