@@ -76,7 +76,7 @@ class RSRefSeg(nn.Module):
         self.encoder = build_encoder(config)
         self.prompter = AttnPrompter(config)
         use_fast_layers(self)
-        self._grids: tuple[Tensor, tuple[Tensor, Tensor]] | None = None
+        self._grids: tuple[Tensor, tuple[Any, ...], tuple[Tensor, Tensor]] | None = None
 
     @classmethod
     def from_config(cls, config: RSRefSegConfig, *, is_trainable: bool = True) -> RSRefSeg:
@@ -259,10 +259,11 @@ class RSRefSeg(nn.Module):
         dtype = self.prompter.channel.conv.weight.dtype
         if torch.is_grad_enabled():
             return self._encode_places(dtype)
+        state = matrix.data_ptr(), 0 if matrix.is_inference() else matrix._version, dtype
         known = self._grids
-        if known is None or known[1][0].dtype != dtype or known[0].device != matrix.device or not torch.equal(known[0], matrix):
-            known = self._grids = matrix.clone(), self._encode_places(dtype)
-        return known[1]
+        if known is None or known[0] is not matrix or known[1] != state:
+            known = self._grids = matrix, state, self._encode_places(dtype)
+        return known[2]
 
     def _encode_places(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         table = self.sam.shared_image_embedding
