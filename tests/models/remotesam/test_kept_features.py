@@ -96,3 +96,13 @@ def test_the_size_it_names_is_the_size_of_what_it_keeps(weights: Path, precision
         small = sum(part.nbytes for part in kept.values() if part.size < 10)
         assert feature_keeper(segmenter) is segmenter
         assert sum(part.nbytes for part in kept.values()) - small == segmenter.info.feature_bytes
+
+
+def test_windows_that_are_computed_together_come_back_together(weights: Path) -> None:
+    alone = load_tiny(weights)
+    segmenter, images = replace(alone, engine=replace(alone.engine, together=True)), windows(3)[[0, 1, 1, 2]]
+    prompts, computed = segmenter.encode_prompts(PROMPTS), segmenter.encode_images(images)
+    expected, kept = segmenter.decode(computed, prompts), through_memory(segmenter.dump_features(computed))
+    loaded = segmenter.load_features([kept[0], kept[1], kept[1], kept[3]])
+    assert (len(loaded.features), loaded.places) == (1, (0, 1, 2, 3))
+    assert segmenter.decode(loaded, prompts).tobytes() == expected.tobytes()
