@@ -11,8 +11,9 @@ from typing import Any
 
 from eo_batch.models.rsrefseg.config import RSRefSegConfig
 
-_SAM, _SPATIAL = "backbone.base_model.model.model.", "prompter_down_spatial."
-_OURS = "prompter.channel.conv.weight"
+_THEIRS, _OURS = ("backbone.base_model.model.model.", "prompter_down_spatial."), ("sam.vision_encoder.", "prompter.spatial.")
+"""Beginnings of SAM's and the halvings' names in the training's checkpoints, and in ours."""
+_OUR_OWN = "prompter.channel.conv.weight"
 _LARGE = 1024
 """Channels of SAM ViT-L."""
 
@@ -37,13 +38,14 @@ def settings_of(tensors: Mapping[str, Any], given: Mapping[str, Any] | None) -> 
     ConfigError : `config-unknown-key`, `config-invalid`: `given` is no config.
     """
     shown: dict[str, Any] = dict(published())
-    position = tensors.get(f"{_SAM}pos_embed")
+    sam, spatial = _OURS if _OUR_OWN in tensors else _THEIRS
+    position = tensors.get(f"{sam}pos_embed")
     if position is not None and position.shape[-1] == _LARGE:
         shown = RSRefSegConfig.l().as_dict()
-    first = tensors.get(f"{_SAM}layers.0.attn.qkv.lora_A.default.weight")
+    first = tensors.get(f"{sam}layers.0.attn.qkv.lora_A.default.weight")
     if first is not None and first.ndim == 2:
         shown["lora_r"] = first.shape[0]
-    layers = {name.removeprefix(_SPATIAL).partition(".")[0] for name in tensors if name.startswith(_SPATIAL)}
+    layers = {name.removeprefix(spatial).partition(".")[0] for name in tensors if name.startswith(spatial)}
     if layers:
         shown["down_spatial_times"] = len(layers) - 1
     named = dict(given or {})
@@ -68,6 +70,6 @@ def translate(
     """
     from eo_batch.models.rsrefseg.mapping import from_upstream
 
-    if _OURS in tensors:
+    if _OUR_OWN in tensors:
         return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     return from_upstream(tensors, expected, RSRefSegConfig.from_dict(settings), where=where)

@@ -72,17 +72,25 @@ def test_alpha_is_sixteen_where_nobody_says_otherwise() -> None:
     assert settings_of({}, {"lora_alpha": 32})["sam"] == RSRefSegConfig.b().as_dict()["sam"]
 
 
-def test_sizes_that_tensors_show_need_no_config() -> None:
+@pytest.mark.parametrize(
+    ("sam", "spatial", "update", "rank"),
+    [
+        ("backbone.base_model.model.model.", "prompter_down_spatial.", "layers.0.attn.qkv.lora_A.default.weight", 32),
+        ("sam.vision_encoder.", "prompter.spatial.", "layers.0.attn.qkv.weight", 16),
+    ],
+)
+def test_sizes_that_tensors_show_need_no_config(sam: str, spatial: str, update: str, rank: int) -> None:
     shown = settings_of(
         {
-            "backbone.base_model.model.model.pos_embed": torch.empty(1, 64, 64, 1024, device="meta"),
-            "backbone.base_model.model.model.layers.0.attn.qkv.lora_A.default.weight": torch.empty(32, 1024, device="meta"),
-            **{f"prompter_down_spatial.{k}.conv.weight": torch.empty(0) for k in range(2)},
+            f"{sam}pos_embed": torch.empty(1, 64, 64, 1024, device="meta"),
+            f"{sam}{update}": torch.empty(32, 1024, device="meta"),
+            **{f"{spatial}{k}.conv.weight": torch.empty(0) for k in range(2)},
+            "prompter.channel.conv.weight" if sam == "sam.vision_encoder." else "": torch.empty(0),
         },
         None,
     )
     assert shown["sam"] == RSRefSegConfig.l().as_dict()["sam"]
-    assert (shown["lora_r"], shown["lora_alpha"], shown["down_spatial_times"]) == (32, 16, 1)
+    assert (shown["lora_r"], shown["lora_alpha"], shown["down_spatial_times"]) == (rank, 16, 1)
 
 
 def test_a_network_saved_under_our_names_is_converted_too(tmp_path: Path) -> None:
