@@ -17,7 +17,7 @@ from types import MappingProxyType
 from eo_batch.core.errors import ConfigError, EoBatchError, ModelError
 from eo_batch.core.spec import ModelSpec
 from eo_batch.models.segmenter import Segmenter
-from eo_batch.models.weights import are_present
+from eo_batch.models.weights import SUFFIX, are_present, weights_folder
 from eo_batch.models.weights.published import fetch_command
 
 GROUP = "eo_batch.segmenters"
@@ -43,6 +43,7 @@ class SegmenterEntry:
     extra : extra of eo-batch that brings those modules, or "".
     weights : names of the published weights that it answers with; none where it needs none.
     has_threads : its option `threads` says how many threads one call takes on a CPU.
+    needs_own_weights : nobody has published any: users bring theirs, by option or as NAME/NAME.safetensors in the weights folder.
     """
 
     name: str
@@ -54,6 +55,7 @@ class SegmenterEntry:
     extra: str = ""
     weights: tuple[str, ...] = ()
     has_threads: bool = False
+    needs_own_weights: bool = False
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -77,6 +79,8 @@ class SegmenterEntry:
         """ "ready", or what is missing and the command that brings it; files of weights are looked for, not read."""
         if not self.is_available:
             return f"needs libraries: {self.advice}"
+        if self.needs_own_weights and not (weights_folder() / self.name / f"{self.name}{SUFFIX}").is_file():
+            return f"weights missing: none are published, convert yours (docs/guides/{self.name}.md)"
         missing = [fetch_command(name) for name in self.weights if not are_present(name)]
         return f"weights missing: {', '.join(missing)}" if missing else "ready"
 
@@ -123,6 +127,7 @@ BUILT_IN: Mapping[str, SegmenterEntry] = MappingProxyType(
                 ("torch", "transformers", "tokenizers", "safetensors"),
                 "models",
                 has_threads=True,
+                needs_own_weights=True,
             ),
             SegmenterEntry(
                 "rsrefseg2",

@@ -446,5 +446,9 @@ def test_naming_the_segmenter_loads_no_network_library() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_list_of_models_says_that_no_trained_weights_are_published() -> None:
+def test_the_list_of_models_says_that_no_trained_weights_are_published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EO_BATCH_WEIGHTS", str(tmp_path))
     assert "no trained weights are published" in BUILT_IN["rsrefseg"].licence
+    assert BUILT_IN["rsrefseg"].state == "weights missing: none are published, convert yours (docs/guides/rsrefseg.md)"
+    make_tiny(tmp_path / "rsrefseg", name="rsrefseg")
+    assert BUILT_IN["rsrefseg"].state == "ready"
