@@ -27,6 +27,7 @@ from eo_batch.models.rsrefseg import RSRefSeg
 from eo_batch.models.rsrefseg.pictures import resize_8bit
 from eo_batch.models.segmenter import Segmenter, explain_prompts, feature_keeper, prompt_warnings
 from eo_batch.models.weights import find_weights, read_weights
+from eo_batch.models.weights.checkpoints import write_safetensors
 
 PROMPTS = prompts_of("bright field", "the ship on the left", "water")
 
@@ -435,6 +436,45 @@ def test_memory_that_runs_out_is_a_model_error_with_advice(weights: Path, monkey
 def test_reflectance_in_other_units_is_refused(weights: Path) -> None:
     with pytest.raises(ModelError, match="model-input"):
         load_tiny(weights).encode_images(windows(1) * 10000)
+
+
+def make_clip(folder: Path) -> Path:
+    """A small network on CLIP instead of SigLIP, with a tokenizer of whole words between CLIP's marks."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    names = ["<|startoftext|>", "<|endoftext|>", "<unk>", "the", "lake", "-", "side"]
+    clip = {
+        "projection_dim": 24,
+        "text_config": {**tower, "vocab_size": len(names), "max_position_embeddings": 8},
+        "vision_config": {**tower, "image_size": 28, "patch_size": 4},
+    }
+    config = tiny_config(clip=clip, siglip=None)
+    torch.manual_seed(0)
+    path = folder / "clip.safetensors"
+    metadata = {"architecture": "rsrefseg", "config": json.dumps(config.as_dict())}
+    write_safetensors(path, RSRefSeg.from_config(config).state_dict(), metadata)
+    tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return path
+
+
+def test_clip_is_read_between_its_marks_with_its_punctuation_and_at_its_length(tmp_path: Path) -> None:
+    segmenter = load_tiny(make_clip(tmp_path))
+    assert segmenter.tokenizer("The lake-side").ids.tolist() == [0, 3, 4, 5, 6, 1]
+    assert segmenter.tokenizer("the lake " * 9).ids.tolist() == [0, 3, 4, 3, 4, 3, 4, 1]
+    assert "network has room for 6" in prompt_warnings(segmenter, prompts_of("the lake the lake the lake the"))[0]
+    together = answers(segmenter, windows(2), "the lake", "the lake side")
+    assert np.isfinite(together).all()
+    assert answers(segmenter, windows(2), "the lake side").tobytes() == np.ascontiguousarray(together[:, 1:]).tobytes()
+
+
+def test_a_tokenizer_of_siglip_is_none_for_clip(tmp_path: Path) -> None:
+    path = make_clip(tmp_path)
+    write_tokenizer(tmp_path)
+    with pytest.raises(ModelError, match="no tokenizer of CLIP"):
+        load_tiny(path)
 
 
 def test_naming_the_segmenter_loads_no_network_library() -> None:
