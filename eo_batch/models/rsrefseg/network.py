@@ -6,7 +6,7 @@ patches. `encode_images` is this part; `encode_prompts` is SigLIP's text half; `
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from eo_batch.models.rsrefseg.layers import use_fast_layers
 from eo_batch.models.rsrefseg.mapping import check_count, from_hub, from_upstream
 from eo_batch.models.rsrefseg.pictures import SAM_MEAN, SAM_STD, normalise, resize
 from eo_batch.models.rsrefseg.prompter import AttnPrompter, agreement
-from eo_batch.models.weights import load_strictly
+from eo_batch.models.weights import ALIGNED_BYTES, load_strictly
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class ImageFeatures:
         return len(self.embedding)
 
     def split(self) -> Iterable[ImageFeatures]:
-        """One image each."""
-        parts = (part.split(1) for part in (self.embedding, self.directions, self.maps))
+        """One image each, beginning in memory as tensors of torch do: products may round otherwise where they do not."""
+        parts = ([_aligned(one) for one in part.split(1)] for part in (self.embedding, self.directions, self.maps))
         return (ImageFeatures(*one) for one in zip(*parts, strict=True))
 
 
@@ -109,8 +109,8 @@ class RSRefSeg(nn.Module):
         """
         check_count(tensors, config, where=where)
         network = cls._build(config)
-        make_positions(network)
         load_strictly(network, tensors, where=where)
+        make_positions(network)
         return network.eval()
 
     @classmethod
@@ -166,8 +166,8 @@ class RSRefSeg(nn.Module):
         self._check_images(images)
         if len(images) != len(prompts):
             raise _shape(f"{len(images)} images and {len(prompts)} prompts are no pairs", "Give one prompt for each image.")
-        seen = self._see(images)
-        return self._answer(seen, [self._hear(ids) for ids in self._checked(prompts)])
+        words = [self._hear(ids) for ids in list(self._checked(prompts))]
+        return self._answer(self._see(images), words)
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> ImageFeatures:
@@ -186,13 +186,13 @@ class RSRefSeg(nn.Module):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[Tensor]) -> PromptFeatures:
-        """Features of prompts, each (L,) int64 with the end of the sentence; each is encoded alone, at its own length.
+        """Features of prompts, each (L,) or (1, L) int64 with the end of the sentence; each is encoded alone, at its own length.
 
         Raises
         ------
         ModelError : `model-shape`.
         """
-        return PromptFeatures(tuple(self._hear(ids) for ids in self._checked(prompts)))
+        return PromptFeatures(tuple(self._hear(ids) for ids in list(self._checked(prompts))))
 
     @torch.no_grad()
     def decode(self, images: ImageFeatures, prompts: PromptFeatures) -> Tensor:
@@ -280,20 +280,25 @@ class RSRefSeg(nn.Module):
             what = f"takes images (n, 3, {side}, {side}), not {tuple(images.shape)}"
             raise _shape(what, f"Resize the image to {side} x {side} px.")
 
-    def _checked(self, prompts: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _checked(self, prompts: Sequence[Tensor]) -> Iterator[Tensor]:
         most, words = self.config.most_tokens, self.config.vocabulary
-        for ids in prompts:
+        for given in prompts:
+            ids = given[0] if given.ndim == 2 and len(given) == 1 else given
             if ids.ndim != 1 or not 0 < len(ids) <= most or ids.is_floating_point():
                 what = f"takes tokens (L,) with L from 1 to {most}, not {tuple(ids.shape)} {ids.dtype}"
                 raise _shape(what, "Shorten the prompt, its end kept; give each prompt alone, without padding.")
             if int(ids.min()) < 0 or int(ids.max()) >= words:
                 raise _shape(f"knows tokens 0 to {words - 1}, not {int(ids.max())}", "Use the tokenizer of these weights.")
-        return prompts
+            yield ids
 
 
 def _unit(vectors: Tensor, axis: int) -> Tensor:
     vectors = vectors.float()
     return vectors / vectors.norm(dim=axis, keepdim=True)
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.data_ptr() % ALIGNED_BYTES else tensor
 
 
 def _shape(what: str, fix: str) -> ModelError:

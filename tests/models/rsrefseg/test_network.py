@@ -278,7 +278,7 @@ def test_images_of_another_size_are_refused(network: RSRefSeg, shape: tuple[int,
 
 def test_prompts_that_do_not_fit_are_refused(network: RSRefSeg) -> None:
     most = network.config.most_tokens
-    for wrong in (torch.ones(most + 1).long(), torch.ones(0).long(), torch.ones(1, 3).long(), torch.ones(3)):
+    for wrong in (torch.ones(most + 1).long(), torch.ones(0).long(), torch.ones(2, 3).long(), torch.ones(3)):
         with pytest.raises(ModelError, match=f"L from 1 to {most}"):
             network.encode_prompts([wrong])
     for number in (-1, network.config.vocabulary):
@@ -286,6 +286,9 @@ def test_prompts_that_do_not_fit_are_refused(network: RSRefSeg) -> None:
             network.encode_prompts([torch.tensor([number, 1])])
     with pytest.raises(ModelError, match="no pairs"):
         network(images(2), prompts()[:1])
+    one = torch.tensor(SENTENCES[0])
+    for both in zip(network.encode_prompts([one]).prompts[0], network.encode_prompts([one[None]]).prompts[0], strict=True):
+        assert torch.equal(*both)
     longest = network.encode_prompts([torch.ones(most).long()])
     assert torch.isfinite(network.decode(network.encode_images(images(1)), longest)).all()
 
@@ -325,6 +328,18 @@ def test_published_config_files_are_understood() -> None:
     sam = {"model_type": "sam", "prompt_encoder_config": {"image_embedding_size": 64}, "initializer_range": 0.02}
     assert RSRefSegConfig.from_foundation(sam, siglip=siglip) == RSRefSegConfig.b()
     assert RSRefSegConfig.from_foundation(sam, clip={"projection_dim": 64}).width == 64
+
+
+def test_settings_of_the_library_that_shape_nothing_may_be_given() -> None:
+    plain = tiny_config()
+    given = json.loads(json.dumps(plain.as_dict()))
+    given["sam"] |= {"model_type": "sam", "initializer_range": 0.02}
+    given["sam"]["vision_config"] |= {"mlp_ratio": 2, "mlp_dim": None}
+    given["siglip"]["text_config"] |= {"pad_token_id": 1, "model_type": "siglip_text_model"}
+    assert RSRefSegConfig(**given).sam["vision_config"]["mlp_dim"] == 48
+    given["sam"]["vision_config"] = plain.sam["vision_config"]
+    assert RSRefSegConfig(**given) == plain
+    assert RSRefSegConfig(lora_alpha=16).digest == RSRefSegConfig(lora_alpha=16.0).digest
 
 
 @pytest.mark.parametrize(
