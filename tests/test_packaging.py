@@ -17,11 +17,13 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from tinyclipseg import as_fetched, free_line
 from tinyref import make_tiny as make_tiny_rsrefseg
 from tinysam import make_tiny
 
 from eo_batch.core.spec import parse_catalog, parse_pipeline
 from eo_batch.models.registry import load_segmenter
+from eo_batch.models.weights import published
 
 ROOT = Path(__file__).resolve().parents[1]
 PIPELINES = sorted((ROOT / "pipelines").glob("*.toml"))
@@ -142,12 +144,14 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     make_tiny(folder / "remotesam", name="remotesam")
     make_tiny_rsrefseg(folder / "rsrefseg", name="rsrefseg")
+    as_fetched(folder)
     return folder
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
 def test_pipeline_is_valid_and_its_prompts_are_served(path: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EO_BATCH_WEIGHTS", str(small_weights))
+    monkeypatch.setattr(published, "FOLDERS", (free_line(),))
     spec = parse_pipeline(path.read_bytes(), where=path.name)
     assert path.read_text().startswith("# "), "the first line says what it maps"
     segmenter = load_segmenter(spec.model, spec.source.bands)

@@ -370,7 +370,7 @@ def test_an_interrupted_command_says_how_to_go_on(server: Hub, monkeypatch: pyte
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("eo_batch.models.weights.hub.download", interrupted)
+    monkeypatch.setattr("eo_batch.models.weights.download.download", interrupted)
     answer = models("fetch", NAME, "--revision", REVISION, "--yes")
     assert answer.exit_code == 130
     assert f"`eo-batch models fetch directsam --revision {REVISION}` goes on from there" in answer.stderr

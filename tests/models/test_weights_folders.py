@@ -352,7 +352,11 @@ def test_a_record_that_was_changed_with_its_file_does_not_outdo_the_table(server
     sums = {**files.sums, PROCESSING[0]: hashlib.sha256((files.folder / PROCESSING[0]).read_bytes()).hexdigest()}
     change(files.folder / RECORD, files=sums)
     with pytest.raises(PolicyError, match="is not what was fetched"):
+        find_folder(files.folder)
+    change(files.folder / RECORD, repo="someone/else", revision="f" * 40)
+    with pytest.raises(PolicyError, match="is not what was fetched"):
         find_folder("tiny")
+    assert find_folder(files.folder).sums == sums  # a folder of the user's own
 
 
 def test_the_commit_is_the_pinned_one_or_one_that_the_user_names(server: Hub, saved: Path) -> None:

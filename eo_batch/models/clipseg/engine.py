@@ -26,7 +26,7 @@ from eo_batch.models.weights.watch import Watch
 
 TOLERATED = ("clip.text_model.embeddings.position_ids", "clip.vision_model.embeddings.position_ids")
 """Tables that older files hold and the network makes itself."""
-CALL_BYTES = 600
+CALL_BYTES = 500
 """Memory of a call per pixel of the network's square at the published sizes in float32, as measured at 352 px."""
 PUBLISHED_WIDTH = 768
 

@@ -1,8 +1,8 @@
 """Weights on this machine: where they are kept, and how they enter a network.
 
 At run time weights are safetensors only. What a network is (`architecture`, `config`) travels in the metadata of the
-file, so a path alone is enough to build it. What is published is in `published`,
-downloads are in `hub`, other formats become safetensors in `checkpoints`.
+file, so a path alone is enough to build it; networks of transformers are `folders`. What is published is in `published`,
+one file is downloaded in `download`, other formats become safetensors in `hub` and `checkpoints`.
 """
 
 from __future__ import annotations

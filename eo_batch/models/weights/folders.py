@@ -31,7 +31,7 @@ from eo_batch.models.weights import (
 )
 from eo_batch.models.weights.checkpoints import Listener
 from eo_batch.models.weights.disk import disk_error, whole_file
-from eo_batch.models.weights.hub import Hub, alone, announced, keep
+from eo_batch.models.weights.download import Hub, alone, announced, keep
 from eo_batch.models.weights.hub_client import discreet, hub_endpoint
 from eo_batch.models.weights.published import RECORD, PublishedFolder, folder_names, published_folder
 from eo_batch.models.weights.watch import Stamp, stamp_of
@@ -109,7 +109,7 @@ def find_folder(name_or_path: str | os.PathLike[str], *, architecture: str | Col
     stamp = tuple(stamp_of(path) for path in weights)
     names = sorted({CONFIG, *described, *read, *tokenizer, *(path.name for path in weights)})
     sums = {name: file_sha256(folder / name) for name in names}
-    _check_record(folder, sums)
+    _check_record(folder, sums, published)
     place = folder / tokenizer[0] if tokenizer else None
     return FolderFiles(folder, config, processing, weights, place, digest(sums), stamp, sums)
 
@@ -287,18 +287,17 @@ def _processing_of(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     return {}, ()
 
 
-def _check_record(folder: Path, sums: Mapping[str, str]) -> None:
-    """Files that were fetched are what they were then, and what the table pins for that commit."""
+def _check_record(folder: Path, sums: Mapping[str, str], published: PublishedFolder | None) -> None:
+    """Files that were fetched are what they were then; those that are used by name, or say so, are what the table pins."""
     record = folder / RECORD
-    if not record.exists():
-        return
-    said = _read_json(record)
-    known = said.get("files", {})
-    published = published_folder(str(said.get("repo", "")))
-    is_pinned = published is not None and said.get("revision") == published.revision
-    pinned = {file.filename: file.sha256 for file in published.files if file.sha256} if published and is_pinned else {}
+    said = _read_json(record) if record.exists() else {}
+    known = said.get("files", {}) if record.exists() else sums
+    if published is None:
+        told = published_folder(str(said.get("repo", "")))
+        published = told if told is not None and said.get("revision") == told.revision else None
+    pinned = {file.filename: file.sha256 for file in published.files if file.sha256} if published else {}
     for name, found in sums.items():
-        if not isinstance(known, dict) or known.get(name) != found or pinned.get(name, found) != found:
+        if not isinstance(known, Mapping) or known.get(name) != found or pinned.get(name, found) != found:
             fix = f"Remove {folder} and fetch the weights again."
             raise PolicyError("weights-hash", "is not what was fetched", where=str(folder / name), fix=fix)
 

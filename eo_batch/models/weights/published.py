@@ -22,7 +22,7 @@ class PublishedFile:
     ----------
     model : name for `eo-batch models fetch`; several files make one model.
     repo, revision, filename : where it is on the hub; the revision is a full commit.
-    sha256, bytes : what it must be; "" and 0 where nobody has written them down: see `hub.announced`.
+    sha256, bytes : what it must be; "" and 0 where nobody has written them down: see `download.announced`.
     licence : what is known about the right to use it, a sentence for people.
     source : where these figures come from.
     keep_as : name of the file that it stays here; "": a checkpoint, converted to `MODEL.safetensors` and then removed.
