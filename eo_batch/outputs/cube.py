@@ -107,6 +107,13 @@ def shard_path(array: str, prompt: int, chunk: Chunk) -> str:
     return f"{CUBE}/{array}/c/{prompt}/{chunk.t}/{chunk.iy}/{chunk.ix}"
 
 
+def forget_shards(store: Store, prompt: int) -> None:
+    """Delete all shards of prompt number `prompt`: pixels of a layer that the cube does not have yet are "not computed"."""
+    for array in (MASK, SCORE):
+        for path in list(store.list(f"{CUBE}/{array}/c/{prompt}")):
+            store.delete(path)
+
+
 def encode_shard(values: NDArray[np.uint8], grid: Grid) -> bytes:
     """One whole shard: the same bytes for the same values.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
@@ -34,23 +35,25 @@ class Earlier:
     part: pa.Table = field(default_factory=PART_SCHEMA.empty_table)
     receipt: ChunkReceipt | None = None
 
-    def check_scene(self, now: ChunkReceipt) -> None:
+    def check_scene(self, chunk: Chunk, facts: Mapping[str, Any]) -> None:
         """Refuse to join answers about pixels that are not those of before.
+
+        Parameters
+        ----------
+        facts : what the receipt of now will say of the scene.
 
         Raises
         ------
         AssetError : `asset-contract`: other items, or other pixels observed.
         """
-        before = self.receipt
-        if before is None:
-            return
-        for name in ("status", "items", "skipped", "valid_px", "inside_px"):
-            if getattr(before, name) != getattr(now, name):
+        for name, now in facts.items():
+            before = now if self.receipt is None else getattr(self.receipt, name)
+            if before != now:
                 raise AssetError(
                     "asset-contract",
                     "its scenes are not what they were when the first prompts were answered",
-                    where=f"chunk {now.key}",
-                    why=f"{name}: {getattr(before, name)} became {getattr(now, name)}",
+                    where=f"chunk {chunk.key}",
+                    why=f"{name}: {before} became {now}",
                     fix="Bring the files back as they were and resume, or start a new run with all prompts.",
                 )
 

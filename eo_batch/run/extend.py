@@ -17,6 +17,7 @@ from eo_batch.core.spec import PipelineSpec, validate
 from eo_batch.models.inference import probe_company
 from eo_batch.models.registry import load_segmenter
 from eo_batch.models.segmenter import Segmenter, prompt_warnings
+from eo_batch.outputs.cube import forget_shards
 from eo_batch.run.driver import RunSummary, conduct, identity_from
 from eo_batch.run.events import Event, Listener, silent
 from eo_batch.run.executors import check_kind
@@ -69,6 +70,8 @@ def add_prompts(
             what = "another driver has given prompts to the run meanwhile"
             raise ConfigError("config-invalid", what, where=str(base.root), fix="Begin again.")
         _finished_inputs(base)
+        for position in range(len(before.spec.prompts), len(asked.spec.prompts)):
+            forget_shards(base, position)  # of an extension that was given up: they answer other prompts
         write_inputs(base.following, inputs, segmenter=identity, version=__version__)
         return conduct(base.following, inputs, identity, lease, executor, workers, allow_failed, listener, began)
 

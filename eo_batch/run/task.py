@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from eo_batch.core.grid import Chunk, Span
 from eo_batch.core.prompts import PromptSet
@@ -80,6 +84,8 @@ def run_chunk(run: RunContext, chunk: Chunk) -> ChunkReceipt:
     inside = inside_ring[1:-1, 1:-1]
     earlier = earlier_of(run.store, chunk)
     found = run.answers.answer(chunk, inside, clock)
+    facts = _facts(run, found, inside)
+    earlier.check_scene(chunk, facts)
     traced = PART_SCHEMA.empty_table()
     if found.observed.any():
         with clock("trace"):
@@ -97,24 +103,25 @@ def run_chunk(run: RunContext, chunk: Chunk) -> ChunkReceipt:
     with clock("write"):
         files = _put_arrays(run, chunk, found, {**earlier.files, **found.files})
         files[part_path(chunk)] = run.store.put(part_path(chunk), part_bytes(part))
-    receipt = ChunkReceipt(
-        chunk.key,
-        "done" if found.observed.any() else "empty",
-        files,
-        _keys(run, found.items),
-        _keys(run, found.skipped),
-        int(found.observed.sum()),
-        int(inside.sum()),
-        part.num_rows,
-        {"seconds": clock.seconds, "bytes_read": found.bytes_read, "notes": list(found.notes)},
-    )
-    earlier.check_scene(receipt)
+    telemetry = {"seconds": clock.seconds, "bytes_read": found.bytes_read, "notes": list(found.notes)}
+    receipt = ChunkReceipt(key=chunk.key, files=files, polygons=part.num_rows, telemetry=telemetry, **facts)
     put_receipt(run.store, receipt)
     return receipt
 
 
-def _keys(run: RunContext, items: tuple[int, ...]) -> tuple[str, ...]:
-    return tuple(sorted(run.inputs.items.items[item].key for item in items))
+def _facts(run: RunContext, found: Answered, inside: NDArray[np.bool_]) -> dict[str, Any]:
+    """What a receipt says of the scene: the same whatever the prompts."""
+
+    def keys(items: tuple[int, ...]) -> tuple[str, ...]:
+        return tuple(sorted(run.inputs.items.items[item].key for item in items))
+
+    return {
+        "status": "done" if found.observed.any() else "empty",
+        "items": keys(found.items),
+        "skipped": keys(found.skipped),
+        "valid_px": int(found.observed.sum()),
+        "inside_px": int(inside.sum()),
+    }
 
 
 def _put_arrays(run: RunContext, chunk: Chunk, found: Answered, there: dict[str, str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -227,6 +228,24 @@ def test_a_stopped_extension_goes_on_with_resume(stopped: Path, golden: Path) ->
     assert resume_run(stopped, executor="serial", listener=events.append).exit_status == 0
     assert sum(event.kind == "chunk" for event in events) == run_status(stopped).total - finished
     assert newest_digests(stopped) == file_digests(golden)
+
+
+def test_a_polite_stop_drains_and_keeps_the_map(run: Path, golden: Path) -> None:
+    marker = (run / "COMPLETE.json").read_bytes()
+    said: list[str] = []
+
+    def stop_after_one(event: Event) -> None:
+        said.append(event.text)
+        if event.kind == "chunk":
+            signal.raise_signal(signal.SIGTERM)
+
+    texts, thresholds, areas = zip(*ALL[1:], strict=True)
+    summary = add_prompts(run, texts, threshold=thresholds, min_area_m2=areas, executor="serial", listener=stop_after_one)
+    assert (summary.exit_status, summary.done) == (130, 1)
+    assert f"eo-batch resume {run}" in said[-1]
+    assert (run / "COMPLETE.json").read_bytes() == marker
+    assert resume_run(run, executor="serial").exit_status == 0
+    assert newest_digests(run) == file_digests(golden)
 
 
 def test_a_stopped_extension_is_finished_before_another_begins(stopped: Path) -> None:
@@ -452,6 +471,16 @@ def test_a_chunk_that_fails_leaves_the_map_and_a_partial_one_must_be_allowed(tmp
     assert resume_run(out, executor="serial").exit_status == 0
     start_run(load(tmp_path / "toy", (("bright", 0.5, 0.0), ("road", 0.5, 0.0))), tmp_path / "one", executor="serial")
     assert newest_digests(out) == file_digests(tmp_path / "one")
+
+
+def test_what_an_extension_that_was_given_up_left_is_never_seen(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert any(stopped.glob("masks.zarr/mask/c/1/*/*/*"))
+    shutil.rmtree(stopped / "extensions")
+    assert verify_run(stopped).ok
+    monkeypatch.setattr(WindowMean, "decode", lambda *args: np.full((4, 1, 64, 64), np.nan, np.float32))  # all chunks fail
+    monkeypatch.setattr(extend, "probe_company", lambda *args, **kwargs: None)
+    assert add_prompts(stopped, "road", executor="serial", allow_failed=99).failed == run_status(stopped).total
+    assert (mask_array(stopped)[1] == 255).all()
 
 
 def test_a_repair_whose_scenes_are_gone_says_which_chunks_fail(tmp_path: Path) -> None:
