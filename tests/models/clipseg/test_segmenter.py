@@ -20,9 +20,11 @@ from transformers import CLIPSegForImageSegmentation, CLIPTokenizer
 from transformers.models.clipseg.modeling_clipseg import CLIPSegDecoderLayer, CLIPSegEncoderLayer, CLIPSegTextModel
 
 from eo_batch.core.errors import ConfigError, IntegrityError, ModelError
+from eo_batch.models.clipseg.engine import TOLERATED
 from eo_batch.models.inference import probe_segmenter
 from eo_batch.models.registry import BUILT_IN
 from eo_batch.models.segmenter import Segmenter, explain_prompts, feature_keeper, prompt_warnings
+from eo_batch.models.weights.published import FOLDERS
 
 PROMPTS = prompts_of("water", "a road beside a field", "field of roads!")
 END = 512 + len(PAIRS) + 1
@@ -354,3 +356,20 @@ def test_weights_that_somebody_writes_into_end_the_run(folder: Path) -> None:
         file.write(bytes(64))
     with pytest.raises(IntegrityError, match="weights-altered"):
         answers(segmenter, windows(1))
+
+
+def test_the_pinned_weights_have_the_size_of_this_network_and_of_the_tables_that_are_tolerated() -> None:
+    from transformers import CLIPSegConfig
+
+    vision = {"patch_size": 16, "image_size": 224}
+    with torch.device("meta"):
+        network = CLIPSegForImageSegmentation(CLIPSegConfig(vision_config=vision, use_complex_transposed_convolution=True))
+    shapes = {name: ("F32", list(tensor.shape), 4 * tensor.numel()) for name, tensor in network.state_dict().items()}
+    tables = {name: ("I64", [1, count], 8 * count) for name, count in zip(TOLERATED, (77, 197), strict=True)}
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, (dtype, shape, size) in [*sorted(tables.items()), *sorted(shapes.items())]:
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    described = len(json.dumps(header, separators=(",", ":")))
+    published = next(file for file in FOLDERS[0].files if file.filename == "model.safetensors")
+    assert published.bytes == 8 + -(-described // 8) * 8 + end
