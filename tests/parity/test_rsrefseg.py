@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 from eo_batch.cli.main import app
 from eo_batch.core.errors import ResumeError
 from eo_batch.models.rsrefseg import RSRefSeg
+from eo_batch.models.rsrefseg.segmenter import RSRefSegSegmenter
 from eo_batch.run.driver import resume_run, start_run
 from eo_batch.run.events import Event
+from eo_batch.run.extend import add_prompts
 from eo_batch.run.request import load_pipeline
 
 SIZE = 140
@@ -34,8 +36,11 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(toy: Path) -> Path:
-    """The oracle: the whole region in one chunk."""
-    return run(toy, "whole", chunk_px=512)
+    """The oracle: the whole region in one chunk, by command."""
+    out = toy / "run-whole"
+    answer = CliRunner().invoke(app, ["run", str(pipeline(toy, "whole", chunk_px=512)), "--out", str(out), "--quiet"])
+    assert answer.exit_code == 0, answer.stderr
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +86,9 @@ def test_the_batch_cannot_change_the_map(toy: Path, whole: Path) -> None:
     assert mask_array(out, "score").tobytes() == mask_array(whole, "score").tobytes()
 
 
-def test_prompts_together_are_runs_apart(toy: Path, whole: Path) -> None:
-    together = mask_array(whole, "score")
-    for place, text in enumerate(PROMPTS):
-        apart = run(toy, f"prompt{place}", prompts=(text,), chunk_px=512)
-        assert mask_array(apart, "score")[0].tobytes() == together[place].tobytes()
+def test_a_prompt_in_company_is_a_prompt_alone(toy: Path, whole: Path) -> None:
+    apart = run(toy, "apart", prompts=PROMPTS[1:], chunk_px=512)
+    assert mask_array(apart, "score")[0].tobytes() == mask_array(whole, "score")[1].tobytes()
 
 
 def test_threads_give_the_bytes_of_a_serial_run(toy: Path, parts: Path) -> None:
@@ -119,11 +122,30 @@ def test_a_prompt_is_encoded_once_per_run_and_a_window_once_for_all_prompts(toy:
     hear, see = RSRefSeg.encode_prompts, RSRefSeg.encode_images
     monkeypatch.setattr(RSRefSeg, "encode_prompts", lambda self, ids: heard.append(1) or hear(self, ids))
     monkeypatch.setattr(RSRefSeg, "encode_images", lambda self, x: seen.append(1) or see(self, x))
-    run(toy, "one", chunk_px=512, prompts=("dark ship",))  # asked by no other test
-    for_one, first = len(seen), len(heard)
-    run(toy, "three", chunk_px=512, prompts=("a solar panel", "boats beside a pier", "white boat"))
-    assert len(seen) == 2 * for_one
-    assert (first, len(heard)) == (1, 4)
+    run(toy, "three", chunk_px=512, prompts=("a solar panel", "boats beside a pier", "white boat"))  # asked by no other test
+    for_three = len(seen)
+    run(toy, "one", chunk_px=512, prompts=("dark ship",))
+    assert len(seen) == 2 * for_three
+    assert len(heard) == 3 + 1
+
+
+def test_prompts_that_come_later_need_no_second_look_and_give_the_same_map(
+    toy: Path, parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = pipeline(toy, "kept", chunk_px=64, prompts=PROMPTS[:1])
+    path.write_text(f"{path.read_text()}\n[cache]\nfeatures = true\n")
+    out = toy / "run-kept"
+    seen: list[bytes] = []
+    original = RSRefSegSegmenter.encode_images
+    monkeypatch.setattr(RSRefSegSegmenter, "encode_images", lambda self, x: seen.append(x.tobytes()) or original(self, x))
+    start_run(load_pipeline(path), out, executor="serial")
+    known = set(seen)
+    seen.clear()
+    assert add_prompts(out, PROMPTS[1:], executor="serial").exit_status == 0
+    assert mask_array(out, "score").tobytes() == mask_array(parts, "score").tobytes()
+    assert footprint_rows(out) == footprint_rows(parts)
+    assert set(seen) < known  # those that the check of a segmenter makes up, and none of the run's own
+    assert 2 * len(seen) < len(known)
 
 
 def test_run_and_plan_warn_of_a_place_in_the_window(toy: Path) -> None:
@@ -142,13 +164,6 @@ def test_run_and_plan_warn_of_a_place_in_the_window(toy: Path) -> None:
     assert plan["warnings"] == said
     assert plan["memory_shared"] > 200_000
     assert len(plan["answers"]) == len(PROMPTS)
-
-
-def test_plan_and_run_by_command(toy: Path, whole: Path) -> None:
-    out = toy / "run-command"
-    answer = CliRunner().invoke(app, ["run", str(pipeline(toy, "command", chunk_px=512)), "--out", str(out), "--quiet"])
-    assert answer.exit_code == 0, answer.stderr
-    assert mask_array(out, "score").tobytes() == mask_array(whole, "score").tobytes()
 
 
 def test_a_grey_source_is_refused_before_anything_is_written(toy: Path) -> None:
