@@ -256,11 +256,15 @@ def probe_company(
     images = _made_up(segmenter, bands=len(bands), window_px=window_px, batch=batch)
     later = PromptSet(prompts.prompts[known:])
     where = f'segmenter "{segmenter.info.name}"'
-    together = _ask(segmenter, images, segmenter.encode_prompts(prompts), prompts=len(prompts), where=where)[:, known:].copy()
-    alone = _ask(segmenter, images, segmenter.encode_prompts(later), prompts=len(later), where=where)
+    seen = segmenter.encode_images(images)
+    together, alone = (
+        _ask(segmenter, images, segmenter.encode_prompts(asked), prompts=len(asked), where=where, encode=lambda _: seen)
+        for asked in (prompts, later)
+    )
+    together = together[:, known:]
     if not np.isfinite(together).all():
         raise _not_finite(together, where=f"{where}, made-up window")
-    if together.tobytes() != np.ascontiguousarray(alone).tobytes():
+    if together.tobytes() != alone.tobytes():
         raise IntegrityError(
             "nondeterministic-output",
             "it answers a prompt otherwise when others are asked with it",

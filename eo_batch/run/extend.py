@@ -61,9 +61,10 @@ def add_prompts(
     base = newest(run)
     before = read_request(base)
     check_kind(executor or before.spec.cluster.kind)
-    asked = extended_request(before, prompts, threshold=threshold, min_area_m2=min_area_m2)
     check_free(base)
-    inputs = replace(_finished_inputs(base), request=asked)
+    finished = _finished_inputs(base)
+    asked = extended_request(before, prompts, threshold=threshold, min_area_m2=min_area_m2)
+    inputs = replace(finished, request=asked)
     identity = identity_from(_checked_segmenter(base, inputs, executor=executor, workers=workers, listener=listener))
     with acquire(base) as lease:
         if newest(run).number != base.number:

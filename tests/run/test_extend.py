@@ -248,9 +248,10 @@ def test_a_polite_stop_drains_and_keeps_the_map(run: Path, golden: Path) -> None
     assert newest_digests(run) == file_digests(golden)
 
 
-def test_a_stopped_extension_is_finished_before_another_begins(stopped: Path) -> None:
+@pytest.mark.parametrize("text", ["road", "dark"], ids=["another prompt", "the same again"])
+def test_a_stopped_extension_is_finished_before_another_begins(stopped: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"an extension of the run is not finished.*eo-batch resume"):
-        add_prompts(stopped, "road", executor="serial")
+        add_prompts(stopped, text, executor="serial")
 
 
 def test_after_it_everything_reads_all_prompts(run: Path, golden: Path, tmp_path: Path) -> None:
