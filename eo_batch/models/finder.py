@@ -14,19 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eo_batch.core.digest import digest
-from eo_batch.core.errors import ConfigError, ModelError
+from eo_batch.core.errors import ConfigError
 from eo_batch.core.prompts import PromptSet, is_class_name
-from eo_batch.models.options import NetworkOptions
 from eo_batch.models.phrases import find_positions
+from eo_batch.models.refusals import BANDS
 from eo_batch.models.rsrefseg.tokens import TokenisedText, Tokenizer
-from eo_batch.models.segmenter import SegmenterInfo, band_names
+from eo_batch.models.segmenter import SegmenterInfo
 from eo_batch.models.stretch import Stretch
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-BANDS = ("red", "green", "blue")
 PICTURE_BYTES = 30
 """Memory per pixel of a window as it comes: stretched values and colours."""
 ANSWER_BYTES = 24
@@ -292,48 +291,6 @@ class FinderSegmenter:
         if unknown:
             lines.append(f'prompt "{text}": the vocabulary does not have {unknown} of its words; they mean nothing')
         return lines
-
-
-def check_bands(name: str, bands: Sequence[str]) -> None:
-    """Refuse bands that are no colour picture.
-
-    Raises
-    ------
-    ConfigError : `config-invalid`.
-    """
-    if tuple(bands) != BANDS:
-        raise ConfigError(
-            "config-invalid",
-            f'segmenter "{name}" sees colour pictures, not {band_names(bands)}',
-            where="source.bands",
-            why="the order matters" if sorted(bands) == sorted(BANDS) else "",
-            fix=f"Set bands = {band_names(BANDS)}.",
-        )
-
-
-def check_share(options: NetworkOptions, name: str) -> None:
-    """Refuse an option that is no number between 0 and 1.
-
-    Raises
-    ------
-    ConfigError : `config-invalid`.
-    """
-    value = getattr(options, name)
-    if not 0 < value < 1:
-        fix = f"Use {getattr(type(options), name):g}."
-        raise ConfigError("config-invalid", f"{value:g} is not between 0 and 1", where=f"model.options.{name}", fix=fix)
-
-
-def check_words(tokenizer: Tokenizer, known: int) -> None:
-    """Refuse a tokenizer that has words which the network does not know.
-
-    Raises
-    ------
-    ModelError : `model-load`.
-    """
-    if len(tokenizer) > known:
-        what = f"has {len(tokenizer):,} words, the network knows {known:,}"
-        raise ModelError("model-load", what, where=str(tokenizer.path), fix="Put the tokenizer beside the weights it belongs to.")
 
 
 def _info(segmenter: FinderSegmenter) -> SegmenterInfo:

@@ -12,8 +12,9 @@ from typing import Any
 
 from eo_batch.core.errors import ModelError
 from eo_batch.core.spec import ModelSpec
-from eo_batch.models.finder import FinderSegmenter, Sayings, check_bands, check_words
+from eo_batch.models.finder import FinderSegmenter, Sayings
 from eo_batch.models.options import NetworkOptions, read_options
+from eo_batch.models.refusals import check_bands, check_words
 from eo_batch.models.remotesam.templates import Wording
 from eo_batch.models.rsrefseg.tokens import CLIP, Tokenizer
 

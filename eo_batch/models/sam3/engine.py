@@ -16,6 +16,7 @@ from eo_batch.models.engine import Engine, find_device, open_once
 from eo_batch.models.finder import Maps
 from eo_batch.models.instances import gate, join
 from eo_batch.models.preparation import Preparation, read_preparation
+from eo_batch.models.refusals import refused
 from eo_batch.models.weights.folders import CONFIG, FolderFiles, read_folder
 from eo_batch.models.weights.networks import build_network, config_of
 from eo_batch.models.weights.watch import Watch
@@ -94,7 +95,7 @@ class Sam3Engine(Engine[Any]):
             read = torch.full((1, self.positions), int(ids[-1]), dtype=torch.int64)
             read[0, : len(ids)] = ids
             mask = (torch.arange(self.positions) < len(ids)).long()[None]
-            with self.computing(threads, f"{len(ids)} tokens"):
+            with self.computing(threads, f"{len(ids)} tokens"), refused(self.segmenter):
                 read, mask = read.to(self.device), mask.to(self.device)
                 told = self.network.get_text_features(input_ids=read, attention_mask=mask, return_dict=True)
                 self.prompts[key] = Sam3Words(told.pooler_output, mask)
@@ -110,7 +111,7 @@ class Sam3Engine(Engine[Any]):
 
         def look(first: int, end: int) -> Maps:
             pixels = torch.from_numpy(np.concatenate([self.preparation(picture) for picture in pictures[first:end]]))
-            with self.computing(threads, f"{end - first} windows of {self.side_px} px"):
+            with self.computing(threads, f"{end - first} windows of {self.side_px} px"), refused(self.segmenter):
                 seen = self.network.get_vision_features(pixels.to(self.device).to(self.dtype))
                 return Maps(tuple(seen.fpn_hidden_states[:-1]))  # the last one is not looked at
 
@@ -127,7 +128,7 @@ class Sam3Engine(Engine[Any]):
         """
 
         def decide(first: int, end: int) -> Tensor:
-            with self.computing(threads, f"{end - first} windows and a prompt"):
+            with self.computing(threads, f"{end - first} windows and a prompt"), refused(self.segmenter):
                 found = self.detect(windows.part(first, end), words)
                 is_there = torch.sigmoid(found.presence_logits.float())
                 if rules.semantic:

@@ -357,6 +357,18 @@ def test_weights_of_either_network_that_change_while_they_are_used_are_noticed(c
         answers(segmenter, windows(1), "water")
 
 
+def test_sizes_that_do_not_go_together_are_told_when_they_are_met(copies: Files) -> None:
+    config = json.loads((copies.masks / "config.json").read_text())
+    config["vision_config"]["backbone_config"]["window_size_per_stage"] = [1, 1, 1, 1]
+    config["vision_config"]["backbone_config"]["window_positional_embedding_background_size"] = [4, 4]
+    (copies.masks / "config.json").write_text(json.dumps(config))
+    state = load_file(copies.masks / "model.safetensors")
+    name = "vision_encoder.backbone.pos_embed_window"
+    save_file({**state, name: state[name][:, :, :1, :1].contiguous()}, copies.masks / "model.safetensors")
+    with pytest.raises(ModelError, match="cannot compute with the sizes"):
+        answers(copies.load(), windows(1), "water")
+
+
 def test_weights_that_are_not_here_are_named_with_the_command_that_brings_them(
     saved: Files, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
