@@ -80,8 +80,9 @@ class StoredScores:
             except IntegrityError as error:
                 raise self._damage(error.code, chunk, f"{path}: {error.what}") from None
         observed = scores[0] != NO_OBSERVATION
-        if np.any(scores[:, observed] > SCORE_STEPS) or np.any(scores[:, ~observed] != NO_OBSERVATION):
-            raise self._damage("shard-mismatch", chunk, "its scores are none, or are not of one chunk")
+        for layer in scores:  # a pixel is observed for all prompts of a time or for none
+            if np.any((layer > SCORE_STEPS) == observed) or np.any(layer[~observed] != NO_OBSERVATION):
+                raise self._damage("shard-mismatch", chunk, "its scores are none, or are not of one chunk")
         if int(observed.sum()) != receipt.valid_px:
             raise self._damage("receipt-mismatch", chunk, "its scores and its receipt do not agree")
         return StoredChunk(scores, observed, receipt)
