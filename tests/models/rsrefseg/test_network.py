@@ -65,6 +65,7 @@ def prompts() -> list[Any]:
     return [torch.tensor(ids) for ids in SENTENCES]
 
 
+@cache
 def plain_parts(network: RSRefSeg) -> tuple[Any, Any]:
     """The library's models with the weights of `network`, as the library builds and computes them."""
     config = network.config
