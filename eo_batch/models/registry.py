@@ -43,7 +43,7 @@ class SegmenterEntry:
     extra : extra of eo-batch that brings those modules, or "".
     weights : names of the published weights that it answers with; none where it needs none.
     has_threads : its option `threads` says how many threads one call takes on a CPU.
-    needs_own_weights : nobody has published any: users bring theirs, by option or as NAME/NAME.safetensors in the weights folder.
+    needs_own_weights : there are none to fetch: users bring theirs, by option or as NAME/NAME.safetensors in the weights folder.
     """
 
     name: str
@@ -80,7 +80,7 @@ class SegmenterEntry:
         if not self.is_available:
             return f"needs libraries: {self.advice}"
         if self.needs_own_weights and not (weights_folder() / self.name / f"{self.name}{SUFFIX}").is_file():
-            return f"weights missing: none are published, convert yours (docs/guides/{self.name}.md)"
+            return f"weights missing: none to fetch, convert a checkpoint (docs/guides/{self.name}.md)"
         missing = [fetch_command(name) for name in self.weights if not are_present(name)]
         return f"weights missing: {', '.join(missing)}" if missing else "ready"
 
@@ -138,6 +138,7 @@ BUILT_IN: Mapping[str, SegmenterEntry] = MappingProxyType(
                 ("torch", "transformers", "tokenizers", "safetensors"),
                 "models",
                 has_threads=True,
+                needs_own_weights=True,
             ),
             SegmenterEntry(
                 "sam3",

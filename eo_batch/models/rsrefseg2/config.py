@@ -153,6 +153,8 @@ class RSRefSeg2Config:
             raise _invalid("sam_everywhere", f"must be rising numbers from 0 to {blocks - 1}")
         if self.image_px % (2 * STRIDE):
             raise _invalid("image_px", f"must be a multiple of {2 * STRIDE}")
+        if any(window % 2 for window in self.sam_windows[:-1]):
+            raise _invalid("sam_windows", "all but the last must be even: the next stage halves them")
         if first % self.sam_windows[0]:
             raise _invalid("sam_windows", f"the first one must divide {first}, the side of the first stage")
         if self.sam_width % self.sam_heads:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from eo_batch.core.errors import ModelError
 from eo_batch.core.spec import ModelSpec
-from eo_batch.models.finder import FinderSegmenter, Sayings, check_bands, check_words
+from eo_batch.models.finder import FinderSegmenter, Sayings
 from eo_batch.models.options import NetworkOptions, read_options
 from eo_batch.models.phrases import find_positions
+from eo_batch.models.refusals import check_bands, check_words
 from eo_batch.models.rsrefseg2.tokens import FILE, REPOSITORY, open_tokenizer
 
 if TYPE_CHECKING:
@@ -93,14 +94,15 @@ def load_rsrefseg2(model: ModelSpec, bands: Sequence[str]) -> RSRefSeg2Segmenter
 
 
 def _find_weights(named: str) -> WeightFiles:
-    from eo_batch.models.weights import find_weights
+    """The file that the option names, else the one that somebody put where fetched weights would be."""
+    from eo_batch.models.weights import SUFFIX, find_weights, weights_folder
 
-    fix = (
-        "Convert refsegrs.pth or rrsisd.pth with eo-batch models convert FILE --network rsrefseg2; see docs/guides/rsrefseg2.md."
-    )
-    if not named:
-        raise ModelError("weights-missing", "no weights are named", where="model.options.weights", fix=fix)
-    files = find_weights(named)
+    fix = "Convert refsegrs.pth or rrsisd.pth: eo-batch models convert FILE --network rsrefseg2 (docs/guides/rsrefseg2.md)."
+    own = weights_folder() / NAME / f"{NAME}{SUFFIX}"
+    if not named and not own.is_file():
+        what = "no converted weights of RSRefSeg 2 are here"
+        raise ModelError("weights-missing", what, where=str(own), fix=f"{fix} Put them there, or set model.options.weights.")
+    files = find_weights(named or own)
     if files.architecture != NAME:
         what = f'holds weights of "{files.architecture}", not of "{NAME}"'
         raise ModelError("model-load", what, where=str(files.weights), fix=fix)

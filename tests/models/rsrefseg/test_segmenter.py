@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +52,20 @@ def answers(segmenter: Segmenter, images: NDArray[np.float32], *texts: str) -> N
     return segmenter.decode(segmenter.encode_images(images), features)
 
 
+@cache
+def network() -> RSRefSeg:
+    """The network that the weights are of."""
+    return RSRefSeg.from_upstream(upstream_state(), tiny_config())
+
+
 def by_hand(image: NDArray[np.float32], words: list[str]) -> NDArray[np.float32]:
     """Logits, float32 (h, w), of a full forward pass of one image and one prompt."""
-    network = RSRefSeg.from_upstream(upstream_state(), tiny_config())
     colours = np.rint(np.clip(image.astype(np.float64) / 0.25, 0, 1) * 255).astype(np.uint8)
     picture = resize_8bit(np.ascontiguousarray(colours.transpose(1, 2, 0)), SIDE, SIDE).transpose(2, 0, 1) / 255
     names = [piece for piece, _ in PIECES]
     ids = torch.tensor([names.index(f"\u2581{word}") for word in words] + [1])
     with torch.no_grad():
-        low = network(torch.tensor(picture[None], dtype=torch.float32), [ids])
+        low = network()(torch.tensor(picture[None], dtype=torch.float32), [ids])
     full = F.interpolate(low, (SIDE, SIDE), mode="bilinear", align_corners=False)
     return F.interpolate(full, image.shape[1:], mode="bilinear", align_corners=False)[0, 0].numpy()
 
@@ -489,6 +495,6 @@ def test_naming_the_segmenter_loads_no_network_library() -> None:
 def test_the_list_of_models_says_that_no_trained_weights_are_published(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EO_BATCH_WEIGHTS", str(tmp_path))
     assert "no trained weights are published" in BUILT_IN["rsrefseg"].licence
-    assert BUILT_IN["rsrefseg"].state == "weights missing: none are published, convert yours (docs/guides/rsrefseg.md)"
+    assert BUILT_IN["rsrefseg"].state == "weights missing: none to fetch, convert a checkpoint (docs/guides/rsrefseg.md)"
     make_tiny(tmp_path / "rsrefseg", name="rsrefseg")
     assert BUILT_IN["rsrefseg"].state == "ready"

@@ -183,7 +183,6 @@ def test_conversion_merges_the_low_rank_updates_and_remembers_its_source(weights
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        ({"weights": ""}, "weights-missing", "models convert"),
         ({"tokenizer": "/nowhere/tokenizer.json"}, "weights-missing", "google/siglip2-so400m-patch16-512"),
         ({"tokeniser": ""}, "config-unknown-key", 'Did you mean "tokenizer"?'),
         ({"precision": "float8"}, "config-invalid", "float8"),
@@ -221,6 +220,7 @@ def test_a_prompt_without_a_word_is_refused(weights: Path) -> None:
     [
         ({"sam_blocks": [1, 2, 3]}, "sam_blocks"),
         ({"sam_everywhere": [99]}, "sam_everywhere"),
+        ({"sam_windows": [8, 1, 8, 4]}, "sam_windows"),
         ({"image_px": 100}, "image_px"),
         ({"width": 1 << 20}, "width"),
         ({"heads": 7}, "heads"),
@@ -244,6 +244,22 @@ def test_hostile_sizes_are_refused_before_anything_is_built(
     assert said in str(caught.value)
 
 
-def test_the_list_of_models_names_it(weights: Path) -> None:
-    entry = BUILT_IN["rsrefseg2"]
-    assert (entry.weights, entry.has_threads) == ((), True)
+def test_weights_may_lie_where_fetched_ones_would(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EO_BATCH_WEIGHTS", str(tmp_path))
+    assert BUILT_IN["rsrefseg2"].state.startswith("weights missing: none to fetch, convert a checkpoint")
+    with pytest.raises(ModelError, match="no converted weights"):
+        load_segmenter(ModelSpec(name="rsrefseg2", window_px=128), RGB)
+    (tmp_path / "rsrefseg2").mkdir()
+    (tmp_path / "rsrefseg2" / "rsrefseg2.safetensors").symlink_to(weights)
+    write_tokenizer(tmp_path / "rsrefseg2")
+    assert BUILT_IN["rsrefseg2"].state == "ready"
+    assert load_segmenter(ModelSpec(name="rsrefseg2", window_px=128), RGB).info.digest == load(weights).info.digest
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    from eo_batch.models.weights.checkpoints import write_safetensors
+
+    path = tmp_path / "other.safetensors"
+    write_safetensors(path, {"a": torch.zeros(1)}, {"architecture": "rsrefseg", "config": "{}"})
+    with pytest.raises(ModelError, match='weights of "rsrefseg", not of "rsrefseg2"'):
+        load(path)
