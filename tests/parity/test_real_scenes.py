@@ -23,7 +23,7 @@ from rundigest import file_digests, footprint_rows, mask_array
 from shapely import box, union_all
 from shapely.geometry import mapping, shape
 
-from eo_batch.run import driver
+from eo_batch.run import sitting
 from eo_batch.run.driver import start_run
 from eo_batch.run.executors import SerialExecutor
 from eo_batch.run.request import load_pipeline
@@ -113,7 +113,7 @@ class Shuffled(SerialExecutor):
 def test_shuffled_chunks_give_the_bytes_of_ordered_ones(runs: Runs, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ordered = runs(name, "window-mean", 200)
     monkeypatch.setattr("eo_batch.run.executors.KINDS", ("shuffled",))
-    monkeypatch.setattr(driver, "make_executor", lambda kind, workers: Shuffled())
+    monkeypatch.setattr(sitting, "make_executor", lambda kind, workers: Shuffled())
     assert file_digests(runs(name, "window-mean", 200, "shuffled")) == file_digests(ordered)
 
 
