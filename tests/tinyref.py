@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +79,24 @@ def upstream_value(key: str, shape: tuple[int, ...], seed: str) -> NDArray[Any]:
     return np.asarray(LOUDER.get(key, 1) * value, np.float32)
 
 
-def upstream_state(config: RSRefSegConfig | None = None, *, seed: str = "tiny") -> dict[str, Any]:
+def upstream_state(*, seed: str = "tiny") -> dict[str, Any]:
     """A checkpoint of the training by the formula: tensors by the training's names, low-rank updates apart."""
+    return {key: tensor.clone() for key, tensor in _upstream_state(seed).items()}
+
+
+@cache
+def _upstream_state(seed: str) -> dict[str, Any]:
     import torch
 
-    config = config or tiny_config()
-    built = RSRefSeg.from_config(config, is_trainable=False).state_dict()
-    return {key: torch.from_numpy(np.asarray(upstream_value(key, s, seed))) for key, s in upstream_shapes(built, config).items()}
+    with torch.device("meta"):
+        built = RSRefSeg(tiny_config()).state_dict()
+    shapes = upstream_shapes(built, tiny_config())
+    return {key: torch.from_numpy(upstream_value(key, shape, seed)) for key, shape in shapes.items()}
+
+
+@cache
+def _state(seed: str) -> dict[str, Any]:
+    return RSRefSeg.from_upstream(_upstream_state(seed), tiny_config()).state_dict()
 
 
 def write_tokenizer(folder: Path, pieces: tuple[tuple[str, float], ...] = PIECES) -> Path:
@@ -110,7 +122,7 @@ def make_tiny(
     metadata : instead of the right ones.
     """
     config = tiny_config()
-    state = dict(RSRefSeg.from_upstream(upstream_state(config, seed=seed), config).state_dict())
+    state = {name: tensor.clone() for name, tensor in _state(seed).items()}
     if change is not None:
         change(state)
     folder.mkdir(parents=True, exist_ok=True)
