@@ -151,6 +151,12 @@ def convert(
     settings = read_config(config) if config is not None else None
     with BytesProgress(quiet=quiet) as progress:
         found = convert_checkpoint(file, out, architecture=architecture, config=settings, listener=progress.tell)
+    alpha = found.config.get("lora_alpha")
+    if alpha is not None:
+        source = (
+            f"from {config}" if config and settings and "lora_alpha" in settings else "as published; --config can say another"
+        )
+        say(f"low-rank updates were merged with alpha = {alpha:g} ({source}): no checkpoint holds it, so make sure of it")
     _say_where(found, as_json=json)
 
 

@@ -167,6 +167,7 @@ def test_the_command_converts_and_says_what_was_made(tmp_path: Path) -> None:
     arguments = ["models", "convert", str(tmp_path / "mp_rank_00_model_states.pt"), "--out", str(out), "--network", "rsrefseg"]
     done = CliRunner().invoke(app, [*arguments, "--config", str(tmp_path / "sizes.json"), "--json"])
     assert done.exit_code == 0, done.stderr
+    assert f"merged with alpha = 4 (from {tmp_path / 'sizes.json'})" in done.stderr
     said = json.loads(done.stdout)
     assert (said["architecture"], said["sha256"]) == ("rsrefseg", find_weights(out).sha256)
     write_tokenizer(out.parent)
