@@ -153,9 +153,7 @@ def convert(
         found = convert_checkpoint(file, out, architecture=architecture, config=settings, listener=progress.tell)
     alpha = found.config.get("lora_alpha")
     if alpha is not None:
-        source = (
-            f"from {config}" if config and settings and "lora_alpha" in settings else "as published; --config can say another"
-        )
+        source = f"from {config}" if config and settings and "lora_alpha" in settings else "as published, unless --config says it"
         say(f"low-rank updates were merged with alpha = {alpha:g} ({source}): no checkpoint holds it, so make sure of it")
     _say_where(found, as_json=json)
 
