@@ -18,6 +18,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from tinyclipseg import as_fetched, free_line
+from tinyfinders import as_fetched as finders_as_fetched
+from tinyfinders import free_lines
 from tinyref import make_tiny as make_tiny_rsrefseg
 from tinysam import make_tiny
 
@@ -145,13 +147,14 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_tiny(folder / "remotesam", name="remotesam")
     make_tiny_rsrefseg(folder / "rsrefseg", name="rsrefseg")
     as_fetched(folder)
+    finders_as_fetched(folder)
     return folder
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
 def test_pipeline_is_valid_and_its_prompts_are_served(path: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EO_BATCH_WEIGHTS", str(small_weights))
-    monkeypatch.setattr(published, "FOLDERS", (free_line(),))
+    monkeypatch.setattr(published, "FOLDERS", (free_line(), *free_lines()))
     spec = parse_pipeline(path.read_bytes(), where=path.name)
     assert path.read_text().startswith("# "), "the first line says what it maps"
     segmenter = load_segmenter(spec.model, spec.source.bands)
@@ -246,7 +249,7 @@ MODULES = {
     "odc": "odc-geo",
     "huggingface_hub": "huggingface-hub",
 }
-BROUGHT_ALONG = {"affine": "rasterio", "pandas": "geopandas", "urllib3": "requests"}
+BROUGHT_ALONG = {"affine": "rasterio", "pandas": "geopandas", "tokenizers": "transformers", "urllib3": "requests"}
 
 
 def test_everything_that_is_imported_is_a_declared_dependency() -> None:
