@@ -6,6 +6,7 @@ the prompts before, and `resume_run` goes on.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -105,7 +106,7 @@ def extended_request(
                 "prompt-invalid",
                 f"the run has this prompt already, from score {there.threshold:g}",
                 where=f'"{there.text}"',
-                fix=f'For another threshold: eo-batch rethreshold RUN --prompt "{there.text}" --threshold T.',
+                fix=f"For another threshold: eo-batch rethreshold RUN --prompt {shlex.quote(there.text)} --threshold T.",
             )
     document = before.spec.model_dump(mode="json")
     document["prompts"] += rows

@@ -86,6 +86,6 @@ def _named(store: Store, path: str, key: str) -> str | None:
     """A text in a JSON file, or None where it cannot be had: what is damaged is judged by those who read it in earnest."""
     try:
         value = json.loads(store.get(path))[key]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return value if isinstance(value, str) else None

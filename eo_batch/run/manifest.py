@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from eo_batch.core.digest import canonical_json, digest, sha256
 from eo_batch.core.errors import ConfigError, IntegrityError, ResumeError
 from eo_batch.core.grid import Grid
+from eo_batch.core.prompts import Prompt
 from eo_batch.core.records import ALGORITHM, FORMAT, ItemTable, TimeStep
 from eo_batch.core.region import RegionOnGrid
 from eo_batch.core.timeline import time_steps
@@ -245,12 +248,22 @@ def check_same_request(stored: Request, asked: Request) -> None:
         raise ResumeError("spec-changed", difference, fix="Start a new run in another folder.")
 
 
+def add_prompts_command(prompts: Sequence[Prompt]) -> str:
+    """What to type to give a finished run these prompts."""
+    words = ["eo-batch", "add-prompts", "RUN", *(prompt.text for prompt in prompts)]
+    if any(prompt.threshold != Prompt("").threshold for prompt in prompts):
+        words += [word for prompt in prompts for word in ("--threshold", f"{prompt.threshold:g}")]
+    if any(prompt.min_area_m2 for prompt in prompts):
+        words += [word for prompt in prompts for word in ("--min-area", f"{prompt.min_area_m2:g}")]
+    return shlex.join(words)
+
+
 def _other_prompts(stored: Request, asked: Request) -> str:
     """What to do about a pipeline whose prompts are not those of the run."""
     before, after = stored.spec.prompt_set, asked.spec.prompt_set
     if after.prompts[: len(before)] == before.prompts:
-        added = " ".join(f'"{text}"' for text in after.texts[len(before) :])
-        return f"Add prompts to the finished run with eo-batch add-prompts RUN {added}, or start a new run in another folder."
+        command = add_prompts_command(after.prompts[len(before) :])
+        return f"Add prompts to the finished run with `{command}`, or start a new run in another folder."
     if before.prompts[: len(after)] == after.prompts:
         return "The run was given more prompts since it was started: go on with eo-batch resume RUN, without a pipeline."
     if after.texts == before.texts:

@@ -271,7 +271,7 @@ def test_after_it_everything_reads_all_prompts(run: Path, golden: Path, tmp_path
         (
             ["bright "],
             {},
-            r'"bright": the run has this prompt already, from score 0.5.*eo-batch rethreshold RUN --prompt "bright"',
+            r'"bright": the run has this prompt already, from score 0.5.*eo-batch rethreshold RUN --prompt bright --threshold T',
         ),
         (["road", " road"], {}, "the same after normalisation"),
         ([], {}, "no prompt is given"),
@@ -506,7 +506,12 @@ def test_a_repair_whose_scenes_are_gone_says_which_chunks_fail(tmp_path: Path) -
 def test_the_pipeline_of_an_extended_run_is_known_again(toy: Path, extended_run: Path) -> None:
     cases: list[tuple[Prompts, type[EoBatchError], str]] = [
         (ALL, ConfigError, "already holds a run.*eo-batch resume"),
-        ((*ALL, ("road", 0.5, 0.0)), ResumeError, 'eo-batch add-prompts RUN "road"'),
+        ((*ALL, ("road", 0.5, 0.0)), ResumeError, "`eo-batch add-prompts RUN road`"),
+        (
+            (*ALL, ("it's a road", 0.5, 0.0), ("car", 0.25, 9.0)),
+            ResumeError,
+            """RUN 'it'"'"'s a road' car --threshold 0.5 --threshold 0.25 --min-area 0 --min-area 9`""",
+        ),
         (ALL[:1], ResumeError, "more prompts since it was started.*eo-batch resume RUN, without a pipeline"),
         ((("bright", 0.7, 0.0), *ALL[1:]), ResumeError, "eo-batch rethreshold RUN"),
         ((("road", 0.7, 0.0),), ResumeError, "Start a new run"),
