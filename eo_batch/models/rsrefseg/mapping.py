@@ -202,9 +202,7 @@ def _compare_sizes(tensors: Mapping[str, Tensor], config: RSRefSegConfig, *, whe
     wrong = [f"{name}: {held} in the file, {wanted} in the config" for name, (held, wanted) in sizes.items() if held != wanted]
     if wrong:
         variant = {(12, 768): "b", (24, 1024): "l"}.get((sizes["layers of SAM"][0], sizes["channels of SAM"][0]))
-        fix = (
-            f"It looks like RSRefSeg-{variant}: RSRefSegConfig.{variant}()." if variant else "Use the config of its training."
-        )
+        fix = f"It looks like RSRefSeg-{variant}: RSRefSegConfig.{variant}()." if variant else "Use the config of its training."
         raise ModelError("model-load", "is of another size than the config", where=where, why="; ".join(wrong), fix=fix)
 
 
