@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from commandline import invoke
-from rundigest import footprint_rows, mask_array
+from rundigest import file_digests, footprint_rows, mask_array, newest_digests
 from tinyfinders import finder_pipeline, make_detector, make_sam2, make_sam3
 from toy import make_toy
 
@@ -59,3 +60,11 @@ def test_prompts_together_are_runs_apart(toy: Path, kind: str) -> None:
     together = mask_array(run(toy, kind, chunk_px=128), "score")
     apart = run(toy, kind, prompts=PROMPTS[1:], chunk_px=128)
     assert mask_array(apart, "score")[0].tobytes() == together[1].tobytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prompts_that_are_added_later_give_the_bytes_of_one_run(toy: Path, kind: str, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(run(toy, kind, prompts=PROMPTS[:1], chunk_px=128), tmp_path / "run"))
+    status, _, err = invoke("add-prompts", out, *PROMPTS[1:], "--cluster", "serial", "--quiet")
+    assert status == 0, err
+    assert newest_digests(out) == file_digests(run(toy, kind, chunk_px=128))
