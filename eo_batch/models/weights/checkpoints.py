@@ -32,6 +32,7 @@ from eo_batch.models.weights import (
     find_weights,
     need_libraries,
     parse_config,
+    read_weights,
     regular_file,
 )
 from eo_batch.models.weights.disk import whole_file
@@ -168,7 +169,7 @@ def convert_checkpoint(
 
     Parameters
     ----------
-    source : file of `torch.save`.
+    source : file of `torch.save`; or safetensors with the names of a training.
     target : safetensors file; default: beside `source`.
     architecture : the network it was made for.
     config : how that network is built; default: as the published one.
@@ -187,7 +188,8 @@ def convert_checkpoint(
     target = source.with_suffix(SUFFIX) if target is None else target
     if target.exists() and not replaces:
         raise ConfigError("config-invalid", "is there already", where=str(target), fix="Remove it, or choose another --out.")
-    tensors: Mapping[str, Any] = state_of(read_checkpoint(source), where=str(source))
+    found = read_weights(source)[0] if source.suffix == SUFFIX else read_checkpoint(source)
+    tensors: Mapping[str, Any] = state_of(found, where=str(source))
     if architecture.settings_of is not None:
         settings = dict(architecture.settings_of(tensors, config))
     else:

@@ -17,7 +17,7 @@ from eo_batch.core.errors import ConfigError, ModelError
 from eo_batch.models.rsrefseg import RSRefSeg, RSRefSegConfig
 from eo_batch.models.rsrefseg.conversion import settings_of
 from eo_batch.models.weights import WeightFiles, find_weights, read_weights
-from eo_batch.models.weights.checkpoints import convert_checkpoint, find_architecture
+from eo_batch.models.weights.checkpoints import convert_checkpoint, find_architecture, write_safetensors
 
 CONFIG = tiny_config().as_dict()
 
@@ -97,6 +97,18 @@ def test_a_network_saved_under_our_names_is_converted_too(tmp_path: Path) -> Non
     network = RSRefSeg.from_upstream(upstream_state(), tiny_config())
     tensors, _ = read_weights(convert(tmp_path, network.state_dict()).weights)
     assert all(torch.equal(tensors[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_safetensors_with_the_names_of_the_training_are_converted_too(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "theirs.safetensors", upstream_state(), {"format": "pt"})
+    rsrefseg = find_architecture("rsrefseg")
+    with pytest.raises(ConfigError, match="is there already"):
+        convert_checkpoint(tmp_path / "theirs.safetensors", architecture=rsrefseg, config=CONFIG)
+    found = convert_checkpoint(
+        tmp_path / "theirs.safetensors", tmp_path / "ours.safetensors", architecture=rsrefseg, config=CONFIG
+    )
+    tensors, same = read_weights(found.weights)[0], read_weights(convert(tmp_path, upstream_state()).weights)[0]
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in same.items())
 
 
 def test_the_same_checkpoint_gives_the_same_bytes(tmp_path: Path) -> None:
