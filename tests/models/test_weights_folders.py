@@ -221,6 +221,17 @@ def test_a_fetched_folder_is_found_by_name_and_not_asked_for_again(server: Hub, 
     assert len(server.asked) == asked
 
 
+@pytest.mark.parametrize("is_pinned", [True, False])
+def test_a_file_that_was_removed_is_fetched_again_and_no_other(server: Hub, saved: Path, is_pinned: bool) -> None:
+    published = pinned(saved) if is_pinned else unpinned(saved)
+    files = get(published)
+    (files.folder / WEIGHTS).unlink()
+    with pytest.raises(ModelError, match="weights-missing"):
+        find_folder("tiny")
+    assert get(published) == replace(files, stamp=find_folder("tiny").stamp)
+    assert [len(server.bodies_of(name)) for name in (WEIGHTS, CONFIG)] == [2, 1]
+
+
 def test_loading_never_asks_the_hub(server: Hub) -> None:
     with pytest.raises(ModelError, match="weights-missing: .*eo-batch models fetch tiny"):
         find_folder("tiny")

@@ -165,7 +165,7 @@ def fetch_folder(
     revision = commit_of(published, revision)
     need_libraries("huggingface_hub", "safetensors", "torch", "transformers")
     folder = weights_folder() / published.name / revision if folder is None else folder
-    if (folder / RECORD).exists():
+    if _is_whole(published, folder):
         return find_folder(folder, architecture=published.architectures)
     hub = Hub(hub_endpoint(), listener or (lambda what, done, total: None), wait)
     try:
@@ -210,7 +210,12 @@ def fetched_folders(name: str) -> list[Path]:
 
 def is_fetched(published: PublishedFolder, revision: str) -> bool:
     """Nothing would be downloaded for this commit."""
-    return (weights_folder() / published.name / revision / RECORD).exists()
+    return _is_whole(published, weights_folder() / published.name / revision)
+
+
+def _is_whole(published: PublishedFolder, folder: Path) -> bool:
+    """It was fetched, and nothing of it was removed since."""
+    return all((folder / name).is_file() for name in (RECORD, *(file.filename for file in published.files)))
 
 
 def _table_line(name: str) -> PublishedFolder:
