@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eo_batch.core.errors import ConfigError
@@ -17,16 +17,25 @@ from eo_batch.core.prompts import Prompt, PromptSet, normalise_text
 from eo_batch.core.spec import PipelineSpec, validate
 from eo_batch.models.inference import probe_company
 from eo_batch.models.registry import load_segmenter
-from eo_batch.models.segmenter import Segmenter, prompt_warnings
+from eo_batch.models.segmenter import prompt_warnings
 from eo_batch.outputs.cube import forget_shards
 from eo_batch.run.driver import RunSummary, conduct, identity_from
 from eo_batch.run.events import Event, Listener, silent
 from eo_batch.run.executors import check_kind
 from eo_batch.run.generations import Generation, newest
 from eo_batch.run.lease import acquire, check_free
-from eo_batch.run.manifest import RunInputs, check_resumable, check_rules, read_inputs, read_manifest, read_request, write_inputs
+from eo_batch.run.manifest import (
+    RunInputs,
+    SegmenterIdentity,
+    check_resumable,
+    check_rules,
+    read_inputs,
+    read_manifest,
+    read_request,
+    write_inputs,
+)
 from eo_batch.run.merge import read_marker
-from eo_batch.run.plan import make_plan
+from eo_batch.run.plan import Plan, make_plan
 from eo_batch.run.request import Request
 from eo_batch.version import __version__
 
@@ -59,23 +68,37 @@ def add_prompts(
     LockError : another driver is alive.
     """
     began = time.monotonic()
-    base = newest(run)
-    before = read_request(base)
-    check_kind(executor or before.spec.cluster.kind)
-    check_free(base)
-    finished = _finished_inputs(base)
-    asked = extended_request(before, prompts, threshold=threshold, min_area_m2=min_area_m2)
-    inputs = replace(finished, request=asked)
-    identity = identity_from(_checked_segmenter(base, inputs, executor=executor, workers=workers, listener=listener))
+    ready = _prepared(run, prompts, threshold, min_area_m2, executor=executor, workers=workers, listener=listener)
+    base, inputs, identity = ready.base, ready.inputs, ready.segmenter
+    text = f"{ready.plan.prompts:,} more prompts in {ready.plan.chunks:,} chunks, {ready.plan.scenes:,} scenes: "
+    figures = {label: value for label, value, _ in ready.plan.rows()}
+    text += f"{figures['windows']} windows, {figures['disk']} on disk, {figures['time']}"
+    listener(Event("plan", text, total=ready.plan.chunks, data=ready.plan.as_dict()))
+    ready.plan.check()
     with acquire(base) as lease:
         if newest(run).number != base.number:
             what = "another driver has given prompts to the run meanwhile"
             raise ConfigError("config-invalid", what, where=str(base.root), fix="Begin again.")
         _finished_inputs(base)
-        for position in range(len(before.spec.prompts), len(asked.spec.prompts)):
+        count = len(inputs.request.spec.prompts)
+        for position in range(count - ready.plan.prompts, count):
             forget_shards(base, position)  # of an extension that was given up: they answer other prompts
         write_inputs(base.following, inputs, segmenter=identity, version=__version__)
         return conduct(base.following, inputs, identity, lease, executor, workers, allow_failed, listener, began)
+
+
+def plan_prompts(
+    run: str | Path,
+    prompts: str | Sequence[str],
+    *,
+    threshold: float | Sequence[float] = 0.5,
+    min_area_m2: float | Sequence[float] = 0.0,
+    executor: str | None = None,
+    workers: int | None = None,
+    listener: Listener = silent,
+) -> Plan:
+    """What `add_prompts` would take, without beginning it; parameters and errors as there."""
+    return _prepared(run, prompts, threshold, min_area_m2, executor=executor, workers=workers, listener=listener).plan
 
 
 def extended_request(
@@ -150,13 +173,35 @@ def _finished_inputs(base: Generation) -> RunInputs:
     return read_inputs(base)
 
 
-def _checked_segmenter(
-    base: Generation, inputs: RunInputs, *, executor: str | None, workers: int | None, listener: Listener
-) -> Segmenter:
-    """The segmenter of the run, after all that can be known before the work: warnings, its company, the plan."""
-    spec = inputs.request.spec
+@dataclass(frozen=True)
+class _Ready:
+    """An extension that nothing stands against: the generation it rests on, inputs with all prompts, who answers, the plan."""
+
+    base: Generation
+    inputs: RunInputs
+    segmenter: SegmenterIdentity
+    plan: Plan
+
+
+def _prepared(
+    run: str | Path,
+    prompts: str | Sequence[str],
+    threshold: float | Sequence[float],
+    min_area_m2: float | Sequence[float],
+    *,
+    executor: str | None,
+    workers: int | None,
+    listener: Listener,
+) -> _Ready:
+    """All that can be known before the work: the run is whole, the prompts fit, and the segmenter minds no company."""
+    base = newest(run)
+    before = read_request(base)
+    check_kind(executor or before.spec.cluster.kind)
+    check_free(base)
+    finished = _finished_inputs(base)
+    inputs = replace(finished, request=extended_request(before, prompts, threshold=threshold, min_area_m2=min_area_m2))
+    spec, known = inputs.request.spec, len(before.spec.prompts)
     every = spec.prompt_set
-    known = len(read_request(base).spec.prompts)
     added = PromptSet(every.prompts[known:])
     segmenter = load_segmenter(spec.model, spec.source.bands)
     manifest = read_manifest(base)
@@ -166,9 +211,4 @@ def _checked_segmenter(
         listener(Event("warning", text))
     probe_company(segmenter, every, known=known, bands=spec.source.bands, window_px=spec.model.window_px, batch=spec.model.batch)
     plan = make_plan(inputs, segmenter, prompts=added, executor=executor, workers=workers, out=base.root)
-    figures = {label: value for label, value, _ in plan.rows()}
-    text = f"{len(added):,} more prompts in {plan.chunks:,} chunks, {plan.scenes:,} scenes: "
-    text += f"{figures['windows']} windows, {figures['disk']} on disk, {figures['time']}"
-    listener(Event("plan", text, total=plan.chunks, data=plan.as_dict()))
-    plan.check()
-    return segmenter
+    return _Ready(base, inputs, identity_from(segmenter), plan)

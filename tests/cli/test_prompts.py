@@ -54,6 +54,16 @@ def test_json_tells_the_plan_and_the_summary(run: Path) -> None:
     assert (events[-1]["event"], list(events[-1]["footprints"])) == ("summary", ["bright", "dark", "road"])
 
 
+def test_a_plan_alone_writes_nothing(base: Path) -> None:
+    before = file_digests(base)
+    status, out, err = invoke("add-prompts", base, "road", "ship", "--plan", "--cluster", "serial")
+    assert status == 0, err
+    assert "plan of more prompts for toy" in out
+    answer = told("add-prompts", base, "road", "ship", "--plan")
+    assert (answer["prompts"], answer["chunks"]) == (2, 4)
+    assert file_digests(base) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "text"),
     [
