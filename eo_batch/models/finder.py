@@ -18,9 +18,9 @@ from eo_batch.core.errors import ConfigError
 from eo_batch.core.prompts import PromptSet, is_class_name
 from eo_batch.models.phrases import find_positions
 from eo_batch.models.refusals import BANDS
-from eo_batch.models.rsrefseg.tokens import TokenisedText, Tokenizer
 from eo_batch.models.segmenter import SegmenterInfo
 from eo_batch.models.stretch import Stretch
+from eo_batch.models.tokens import TokenisedText, Tokenizer
 
 if TYPE_CHECKING:
     import torch

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from eo_batch.core.errors import ConfigError, EoBatchError, ModelError
 from eo_batch.models.options import NetworkOptions
-from eo_batch.models.rsrefseg.tokens import Tokenizer
 from eo_batch.models.segmenter import band_names
+from eo_batch.models.tokens import Tokenizer
 
 BANDS = ("red", "green", "blue")
 

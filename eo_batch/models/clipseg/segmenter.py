@@ -16,7 +16,7 @@ from eo_batch.models.finder import FinderSegmenter, Sayings
 from eo_batch.models.options import NetworkOptions, read_options
 from eo_batch.models.refusals import check_bands, check_words
 from eo_batch.models.remotesam.templates import Wording
-from eo_batch.models.rsrefseg.tokens import CLIP, Tokenizer
+from eo_batch.models.tokens import CLIP, Tokenizer
 
 NAME = "clipseg"
 ALGORITHM = "clipseg/1"

@@ -14,7 +14,7 @@ from eo_batch.core.spec import ModelSpec
 from eo_batch.models.finder import FinderSegmenter, Sayings
 from eo_batch.models.options import NetworkOptions, read_options
 from eo_batch.models.refusals import check_bands, check_share, check_words
-from eo_batch.models.rsrefseg.tokens import Reading, Tokenizer
+from eo_batch.models.tokens import Reading, Tokenizer
 
 NAME = "grounded-sam2"
 DETECTOR, MASKS = "grounding-dino", "sam2"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from eo_batch.core.errors import ModelError
-from eo_batch.models.rsrefseg.tokens import Reading, Tokenizer
+from eo_batch.models.tokens import Reading, Tokenizer
 
 FILE = "tokenizer.json"
 REPOSITORY = "google/siglip2-so400m-patch16-512"

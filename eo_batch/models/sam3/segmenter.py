@@ -14,7 +14,7 @@ from eo_batch.core.spec import ModelSpec
 from eo_batch.models.finder import FinderSegmenter, Sayings
 from eo_batch.models.options import NetworkOptions, read_options
 from eo_batch.models.refusals import check_bands, check_words
-from eo_batch.models.rsrefseg.tokens import CLIP, Tokenizer
+from eo_batch.models.tokens import CLIP, Tokenizer
 
 NAME = "sam3"
 ARCHITECTURES = ("sam3", "sam3_video")

@@ -11,8 +11,8 @@ import pytest
 from tinyref import PIECES, write_tokenizer
 
 from eo_batch.core.errors import ModelError
-from eo_batch.models.rsrefseg import tokens
-from eo_batch.models.rsrefseg.tokens import Tokenizer, clean, find_tokenizer
+from eo_batch.models import tokens
+from eo_batch.models.tokens import Tokenizer, clean, find_tokenizer
 
 TEXTS = ("water", "The White Boats, beside a pier!", "solarpanels", "lakes of water", "zebra lake", "水 lake 水水", "a")
 

@@ -151,7 +151,7 @@ def _open(path: Path) -> tuple[Any, bytes]:
     from tokenizers import Tokenizer as Library
 
     from eo_batch.models.byte_pairs import VOCABULARY, read_byte_pairs
-    from eo_batch.models.rsrefseg.spiece import read_pieces, tokenizer_of
+    from eo_batch.models.spiece import read_pieces, tokenizer_of
 
     if path.name == VOCABULARY:
         tokenizer, data = read_byte_pairs(path.parent)
