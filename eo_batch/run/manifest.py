@@ -263,11 +263,11 @@ def _other_prompts(stored: Request, asked: Request) -> str:
     before, after = stored.spec.prompt_set, asked.spec.prompt_set
     if after.prompts[: len(before)] == before.prompts:
         command = add_prompts_command(after.prompts[len(before) :])
-        return f"Add prompts to the finished run with `{command}`, or start a new run in another folder."
+        return f"Start a new run in another folder, or give the finished one more prompts: `{command}`."
     if before.prompts[: len(after)] == after.prompts:
         return "The run was given more prompts since it was started: go on with eo-batch resume RUN, without a pipeline."
     if after.texts == before.texts:
-        return "For other thresholds of a finished run: eo-batch rethreshold RUN. Or start a new run in another folder."
+        return "Start a new run in another folder, or make a new version of the finished one: eo-batch rethreshold RUN."
     return "Start a new run in another folder. Prompts are added to a finished run with eo-batch add-prompts RUN."
 
 

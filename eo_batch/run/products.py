@@ -78,8 +78,8 @@ def make_products(
     IntegrityError : the run is damaged.
     StoreError : the layers cannot be written; none is half-written.
     """
-    store = published(run.root if isinstance(run, Store) else run)
-    inputs, rules = read_inputs(store), rules or LayerRules()
+    store = run if isinstance(run, Store) else Store(run)
+    inputs, rules = read_inputs(published(store.root)), rules or LayerRules()
     marker = read_marker(store)
     if marker is None:
         fix = f"Finish it first: `eo-batch resume {store.root}`."
