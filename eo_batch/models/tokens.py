@@ -190,5 +190,5 @@ def _read(path: Path) -> bytes:
 
 
 def _unusable(path: Path, what: str, why: str) -> ModelError:
-    fix = f"Set model.options.tokenizer to the {' or '.join(FILES)} of google/siglip-so400m-patch14-384."
+    fix = f"Give the tokenizer that was published with the text encoder: {FILES[0]}, {FILES[1]}, or vocab.json with merges.txt."
     return ModelError("model-load", what, where=str(path), why=why, fix=fix)

@@ -21,8 +21,9 @@ from eo_batch.core.prompts import PromptSet
 from eo_batch.core.spec import ModelSpec
 from eo_batch.models.options import NetworkOptions, read_options
 from eo_batch.models.phrases import find_positions
+from eo_batch.models.refusals import BANDS, check_bands, check_words
 from eo_batch.models.remotesam.templates import Question, Wording
-from eo_batch.models.segmenter import SegmenterInfo, band_names
+from eo_batch.models.segmenter import SegmenterInfo
 from eo_batch.models.stretch import Stretch
 from eo_batch.models.tokens import CLIP, FILES, SIGLIP, TokenisedText, Tokenizer, find_tokenizer
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 NAME = "rsrefseg"
 ALGORITHM = "rsrefseg/1"
 """Raise the number when the same window and prompt give another answer; options are in the digest anyway."""
-BANDS = ("red", "green", "blue")
 FOUNDATION = "siglip"
 """Fetched weights whose tokenizer is used where none lies beside a network's own."""
 CALL_BYTES = 330
@@ -223,8 +223,7 @@ def load_rsrefseg(model: ModelSpec, bands: Sequence[str]) -> RSRefSegSegmenter:
     ResourceError : `no-gpu`.
     """
     options = read_options(_Options, model.options, segmenter=NAME)
-    if tuple(bands) != BANDS:
-        raise _other_bands(bands)
+    check_bands(NAME, bands)
     wording = Wording(options.prompts, options.template)  # type: ignore[arg-type]
     files = _find_weights(options.weights)
     words = _find_tokenizer(options.tokenizer, files)
@@ -233,10 +232,7 @@ def load_rsrefseg(model: ModelSpec, bands: Sequence[str]) -> RSRefSegSegmenter:
     engine = open_engine(files, device=options.device, precision=options.precision)
     config = engine.network.config
     tokenizer = Tokenizer(words, reading=SIGLIP if config.clip is None else CLIP, positions=config.most_tokens)
-    if len(tokenizer) > config.vocabulary:
-        what = f"has {len(tokenizer):,} words, the network knows {config.vocabulary:,}"
-        fix = "Set model.options.tokenizer to the tokenizer that belongs to the weights."
-        raise ModelError("model-load", what, where=str(tokenizer.path), fix=fix)
+    check_words(tokenizer, config.vocabulary)
     return RSRefSegSegmenter(engine, tokenizer, wording, options.stretch, options.threads, files.sha256, model.window_px)
 
 
@@ -271,16 +267,6 @@ def _find_tokenizer(named: str, files: WeightFiles) -> Path:
         fix = f"Put SigLIP's {FILES[0]} beside them, set model.options.tokenizer, or run eo-batch models fetch {FOUNDATION}."
         raise ModelError("weights-missing", what, where=str(path or files.weights), fix=fix)
     return found
-
-
-def _other_bands(bands: Sequence[str]) -> ConfigError:
-    return ConfigError(
-        "config-invalid",
-        f'segmenter "{NAME}" sees colour pictures, not {band_names(bands)}',
-        where="source.bands",
-        why="the order matters" if sorted(bands) == sorted(BANDS) else "",
-        fix=f"Set bands = {band_names(BANDS)}.",
-    )
 
 
 def _info(segmenter: RSRefSegSegmenter) -> SegmenterInfo:
