@@ -138,7 +138,11 @@ class Plan:
             ("time steps", f"{self.steps:,}", f"{self.scenes:,} scenes"),
             ("prompts", f"{self.prompts}", f"each further prompt adds {_percent(self.prompt_share)} (measured)"),
             ("chunks", f"{self.chunks:,}", f"{self.chunks_with_data:,} may hold data; {self.chunk_px} px"),
-            ("windows", f"{self.windows:,}", f"{self.recomputed:.2f}x: windows that two chunks share are computed by both"),
+            (
+                "windows",
+                f"{self.windows:,}",
+                f"{self.recomputed:.2f}x: windows that two chunks share are {self._shared_work} by both",
+            ),
             ("to read", _gb(self.bytes_to_read), "decoded pixels"),
             (
                 "memory",
@@ -160,6 +164,10 @@ class Plan:
             return []
         there = f"; {self.features_kept:,} windows are there already" if self.features_kept else ""
         return [("feature cache", _gb(self.features), f"in {FOLDER}/, so that windows are encoded once{there}")]
+
+    @property
+    def _shared_work(self) -> str:
+        return "decoded" if self.features or self.features_kept else "computed"
 
     @property
     def _optional(self) -> list[str]:

@@ -52,7 +52,7 @@ class Status:
                 ("driver", f"host {self.driver['host']}, pid {self.driver['pid']}, {alive}, epoch {self.driver['epoch']}")
             )
         if self.windows_kept:
-            rows.append(("feature cache", f"{self.features_bytes / 1e9:,.3f} GB of {self.windows_kept:,} windows in {FOLDER}/"))
+            rows.append(("feature cache", f"{self.features_bytes / 1e6:,.1f} MB of {self.windows_kept:,} windows in {FOLDER}/"))
         rows += [(f"failed {failure.key}", failure.text) for failure in self.failures[:10]]
         if self.state == "stopped":
             rows.append(("next", f"eo-batch resume {self.path}"))

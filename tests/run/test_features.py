@@ -325,7 +325,7 @@ def test_a_run_is_the_same_with_and_without_kept_features(toy: Path, golden: Pat
     assert kept_features(Store(golden)) == (0, 0)
     assert verify_run(run).ok
     rows = [dict(run_status(folder).rows()) for folder in (run, golden)]
-    assert rows[0]["feature cache"] == f"{size / 1e9:.3f} GB of {files} windows in features/"
+    assert rows[0]["feature cache"] == f"{size / 1e6:.1f} MB of {files} windows in features/"
     assert "feature cache" not in rows[1]
 
 
