@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+LEAST = 0.05
+"""Scores of found objects end here and at 1 - LEAST: overlapping windows are blended by their logits, and none shall outvote the
+others by far."""
 PICTURE_BYTES = 30
 """Memory per pixel of a window as it comes: stretched values and colours."""
 ANSWER_BYTES = 24
@@ -138,6 +141,7 @@ class Sayings:
     shared : what is computed once for all prompts, a clause.
     parts : characters that would part a prompt into several: they are read as blanks.
     looks_for : what it looks for, a clause; sentences say more than that.
+    least : its scores end here and at 1 - least.
     """
 
     name: str
@@ -146,6 +150,7 @@ class Sayings:
     shared: str
     parts: str = ""
     looks_for: str = "looks for every object that a name names"
+    least: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -244,8 +249,19 @@ class FinderSegmenter:
         )
 
     def warnings(self, prompts: PromptSet, *, sees_whole: bool = False) -> tuple[str, ...]:
-        """What an author may not expect: places that mean a window, sentences, prompts that are cut, words that are not known."""
-        return tuple(line for text in prompts.texts for line in self._warn(text, sees_whole=sees_whole))
+        """What an author may not expect: places that mean a window, sentences, prompts that are cut, words that are not known,
+        thresholds that no score can pass or miss.
+        """
+        lines = []
+        for prompt in prompts:
+            lines += self._warn(prompt.text, sees_whole=sees_whole)
+            if not self.says.least <= prompt.threshold <= 1 - self.says.least:
+                what = "everything" if prompt.threshold < 0.5 else "nothing"
+                lines.append(
+                    f'prompt "{prompt.text}": scores of this network end at {self.says.least:g} and {1 - self.says.least:g}; '
+                    f"a threshold of {prompt.threshold:g} finds {what}"
+                )
+        return tuple(lines)
 
     def _distinct(self, contents: list[bytes]) -> tuple[tuple[int, ...], list[int]]:
         """For each window its place among those that are computed, and which those are.

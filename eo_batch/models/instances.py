@@ -12,8 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-LEAST = 0.05
-"""Scores end here and at 1 - LEAST: overlapping windows are blended by their logits, and none shall outvote the others by far."""
+from eo_batch.models.finder import LEAST
+
 LIMIT = math.log((1 - LEAST) / LEAST)
 TOUCHES = math.log(0.25 / 0.75)
 """Objects are kept apart where both have logits above this, the one of score 0.25."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from eo_batch.core.errors import ConfigError, ModelError
 from eo_batch.core.spec import ModelSpec
-from eo_batch.models.finder import FinderSegmenter, Sayings
+from eo_batch.models.finder import LEAST, FinderSegmenter, Sayings
 from eo_batch.models.options import NetworkOptions, read_options
 from eo_batch.models.refusals import check_bands, check_words
 from eo_batch.models.tokens import CLIP, Tokenizer
@@ -25,6 +25,7 @@ SAYS = Sayings(
     "sam3/1",
     question="{}",
     shared="the image encoder sees each window once for all prompts, the detector answers each prompt alone",
+    least=LEAST,
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -227,6 +228,18 @@ def test_prompts_and_windows_together_are_those_apart_to_the_bit(saved: Files) -
     assert probe_segmenter(segmenter, prompts_of("water"), RGB, window_px=40, batch=2).position_independent
 
 
+def test_threads_ask_the_same_networks_side_by_side(saved: Files) -> None:
+    alone, found = answers(saved.load(), windows(2), *TEXTS[:2]), []
+    workers = [
+        threading.Thread(target=lambda: found.append(answers(saved.load(), windows(2), *TEXTS[:2]).tobytes())) for _ in range(3)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert found == [alone.tobytes()] * 3
+
+
 def test_kept_features_give_the_bytes_of_fresh_ones_in_any_company(saved: Files) -> None:
     segmenter, images = saved.load(), windows(3)
     keeper, words = feature_keeper(segmenter), segmenter.encode_prompts(prompts_of(*TEXTS))
@@ -344,6 +357,18 @@ def test_files_of_a_tracker_of_videos_are_sam2_too(copies: Files, saved: Files) 
         copies.masks / "model.safetensors",
     )
     change(copies.masks / "config.json", model_type="sam2_video", num_maskmem=7, memory_attention_hidden_size=256)
+    assert answers(copies.load(), windows(1), "water").tobytes() == answers(saved.load(), windows(1), "water").tobytes()
+
+
+def test_tables_and_copies_that_older_files_hold_change_nothing(copies: Files, saved: Files) -> None:
+    state = load_file(copies.detector / "model.safetensors")
+    block = "model.backbone.conv_encoder.model.encoder.layers.0.blocks.0.attention.self."
+    state[f"{block}relative_position_index"] = torch.zeros(16, 16, dtype=torch.int64)
+    for name in [name for name in state if name.startswith("bbox_embed.0.")]:
+        state |= {f"{start}{name}": state[name].clone() for start in ("model.decoder.",)}
+        state |= {name.replace("embed.0", "embed.1"): state[name].clone()}
+    save_file(state, copies.detector / "model.safetensors")
+    change(copies.detector / "config.json", backbone=None, use_timm_backbone=False, use_pretrained_backbone=False)
     assert answers(copies.load(), windows(1), "water").tobytes() == answers(saved.load(), windows(1), "water").tobytes()
 
 

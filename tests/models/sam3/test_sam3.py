@@ -20,6 +20,7 @@ from tinyfinders import RGB, SAM3_SIDE, WORDS, answers, load, make_sam3, prompts
 from transformers import PreTrainedTokenizerFast, Sam3Model
 
 from eo_batch.core.errors import ConfigError
+from eo_batch.core.prompts import Prompt, PromptSet
 from eo_batch.models.finder import FinderSegmenter
 from eo_batch.models.inference import probe_segmenter
 from eo_batch.models.segmenter import explain_prompts, feature_keeper, prompt_warnings
@@ -237,6 +238,16 @@ def test_authors_of_prompts_are_told_what_will_not_be_understood(saved: Path) ->
     assert "once for all prompts" in line
     with pytest.raises(ConfigError, match="finds no word"):
         segmenter.encode_prompts(prompts_of("?!"))
+
+
+def test_thresholds_that_no_score_passes_or_misses_are_told(saved: Path) -> None:
+    segmenter = load("sam3", weights=str(saved))
+    low, high = prompt_warnings(segmenter, PromptSet((Prompt("water", 0.04), Prompt("lake", 0.5), Prompt("ship", 0.96))))
+    assert 'prompt "water"' in low
+    assert low.endswith("a threshold of 0.04 finds everything")
+    assert 'prompt "ship"' in high
+    assert high.endswith("a threshold of 0.96 finds nothing")
+    assert prompt_warnings(segmenter, PromptSet((Prompt("water", 0.06), Prompt("lake", 0.95)))) == ()
 
 
 def test_the_files_as_published_hold_a_tracker_that_is_not_used(saved: Path, folder: Path) -> None:
