@@ -20,7 +20,7 @@ from eo_batch.run.driver import resume_run, start_run
 from eo_batch.run.extend import add_prompts
 from eo_batch.run.request import load_pipeline
 
-STEP = int(os.environ.get("EO_BATCH_FAULT_STEP", "53"))
+STEP = int(os.environ.get("EO_BATCH_FAULT_STEP", "97"))
 SIZE = 160
 PUBLISHED = ("COMPLETE.json", "footprints.parquet", "stac/")
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 from rundigest import OWN, file_digests, mask_array, newest_digests
-from tinysam import make_tiny, tiny_pipeline
 from toy import make_toy, toy_bbox, toy_pipeline
 
 from eo_batch.core.digest import canonical_json, digest
@@ -111,27 +110,21 @@ def test_other_settings_give_the_same_bytes_too(toy: Path, tmp_path: Path, setti
     assert newest_digests(extended(tmp_path / "run", prompts[1:])) == file_digests(tmp_path / "one")
 
 
-def test_a_network_is_extended_without_its_region_file_and_catalog(tmp_path: Path) -> None:
+def test_neither_region_file_nor_catalog_is_needed(tmp_path: Path) -> None:
     folder = tmp_path / "toy"
-    size = 130
-    make_toy(folder, dates=1, size=size)
-    weights = make_tiny(folder)
-    west, south, east, north = toy_bbox(size)
+    make_toy(folder, dates=1, size=SIZE)
+    west, south, east, north = toy_bbox(SIZE)
     ring = [[west, south], [east, south], [(west + east) / 2, north], [west, south]]
     (folder / "region.json").write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
-    pipeline = folder / "tiny.toml"
 
-    def request(*texts: str) -> Request:
-        lines = tiny_pipeline(weights, size=size, chunk_px=64, prompts=texts).splitlines()
-        pipeline.write_text("\n".join('file = "region.json"' if line.startswith("bbox") else line for line in lines))
-        return load_pipeline(pipeline)
+    def outlined(text: str) -> str:
+        return "\n".join('file = "region.json"' if line.startswith("bbox") else line for line in text.splitlines())
 
-    start_run(request("water", "ship"), tmp_path / "one", executor="serial")
-    start_run(request("water"), tmp_path / "run", executor="serial")
+    start_run(load(folder, ALL[:2], edit=outlined), tmp_path / "one", executor="serial")
+    start_run(load(folder, ALL[:1], edit=outlined), tmp_path / "run", executor="serial")
     (folder / "region.json").unlink()
     (folder / "catalog.json").unlink()
-    add_prompts(tmp_path / "run", "ship", executor="serial")
-    assert newest_digests(tmp_path / "run") == file_digests(tmp_path / "one")
+    assert newest_digests(extended(tmp_path / "run", ALL[1:2])) == file_digests(tmp_path / "one")
 
 
 def test_no_finished_file_is_written_again(run: Path) -> None:
