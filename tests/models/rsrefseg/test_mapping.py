@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tinyref import tiny_config
-from tinyref import upstream_state as make_state
+from tinyref import tiny_config, upstream_state
 from transformers import SamConfig, SamModel, SiglipConfig, SiglipModel
 
 from eo_batch.core.errors import ModelError
@@ -19,16 +17,6 @@ from eo_batch.models.rsrefseg.mapping import ADAPTED, TABLE, is_dead, our_name, 
 QKV = "backbone.base_model.model.model.layers.0.attn.qkv."
 NECK = "backbone.base_model.model.model.neck.conv2."
 HEAD = "clip_vision_encoder.base_model.model.model.head."
-
-
-@cache
-def _state() -> dict[str, Any]:
-    return make_state()
-
-
-def upstream_state() -> dict[str, Any]:
-    """Tensors that no test may change in place."""
-    return dict(_state())
 
 
 def refused(state: Any, config: RSRefSegConfig | None = None) -> ModelError:
@@ -154,7 +142,6 @@ def test_another_alpha_gives_another_network() -> None:
 
 def test_numbers_that_are_none_are_refused() -> None:
     state = upstream_state()
-    state[f"{QKV}lora_A.default.weight"] = state[f"{QKV}lora_A.default.weight"].clone()
     state[f"{QKV}lora_A.default.weight"][0, 0] = torch.nan
     assert "sam.vision_encoder.layers.0.attn.qkv.weight holds NaN" in str(refused(state))
     short = upstream_state()

@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tinyref import tiny_config, upstream_state
+from formula import rsrefseg_state
+from tinyref import tiny_config
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, SamConfig, SamModel, SiglipConfig, SiglipModel
 
 from eo_batch.core.errors import ConfigError, ModelError
 from eo_batch.models.rsrefseg import AttnPrompter, RSRefSeg, RSRefSegConfig
 from eo_batch.models.rsrefseg.layers import TABLE_NUMBERS
+from eo_batch.models.rsrefseg.mapping import upstream_shapes
 from eo_batch.models.rsrefseg.training import TRAINED, mask_loss, trained_parameters
 
 SENTENCES = [[4, 9, 21, 1], [7, 1], [30, 3, 3, 12, 8, 25, 1]]
@@ -41,7 +43,9 @@ def small(**own: Any) -> RSRefSegConfig:
 @cache
 def network_of(config: RSRefSegConfig) -> RSRefSeg:
     if config.clip is None:
-        return RSRefSeg.from_upstream(upstream_state(config), config)
+        with torch.device("meta"):
+            shapes = upstream_shapes(RSRefSeg(config).state_dict(), config)
+        return RSRefSeg.from_upstream(rsrefseg_state(shapes, seed=3), config)
     torch.manual_seed(7)
     made = RSRefSeg.from_config(config)
     with torch.no_grad():
