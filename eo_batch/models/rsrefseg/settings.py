@@ -28,6 +28,8 @@ class Whole:
 
 @dataclass(frozen=True)
 class Real:
+    """A number with its default and its bounds."""
+
     default: float
     most: float = 1.0
     least: float = 0.0
@@ -35,11 +37,15 @@ class Real:
 
 @dataclass(frozen=True)
 class Flag:
+    """True or false."""
+
     default: bool
 
 
 @dataclass(frozen=True)
 class OneOf:
+    """One of the names that are known."""
+
     default: str
     known: tuple[str, ...] = ("gelu", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu")
 
