@@ -40,9 +40,9 @@ from eo_batch.core.grid import Span
 from eo_batch.core.spec import ModelSpec
 from eo_batch.models.remotesam import RemoteSAM, RemoteSAMConfig
 from eo_batch.models.remotesam.pictures import prepare
-from eo_batch.models.remotesam.templates import Wording
 from eo_batch.models.remotesam.tokens import Tokenizer, stack
 from eo_batch.models.stretch import Stretch
+from eo_batch.models.templates import Wording
 from eo_batch.models.weights.checkpoints import convert_checkpoint, find_architecture
 from eo_batch.run.driver import start_run
 from eo_batch.run.image import segment_image

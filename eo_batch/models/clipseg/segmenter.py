@@ -15,7 +15,7 @@ from eo_batch.core.spec import ModelSpec
 from eo_batch.models.finder import FinderSegmenter, Sayings
 from eo_batch.models.options import NetworkOptions, read_options
 from eo_batch.models.refusals import check_bands, check_words
-from eo_batch.models.remotesam.templates import Wording
+from eo_batch.models.templates import Wording
 from eo_batch.models.tokens import CLIP, Tokenizer
 
 NAME = "clipseg"

@@ -20,10 +20,10 @@ from eo_batch.core.spec import ModelSpec
 from eo_batch.models.options import NetworkOptions, read_options
 from eo_batch.models.phrases import find_positions
 from eo_batch.models.remotesam.pictures import nearest_positions, prepare
-from eo_batch.models.remotesam.templates import CLASS_TEMPLATE, Question, Wording
 from eo_batch.models.remotesam.tokens import TokenisedText, Tokenizer
 from eo_batch.models.segmenter import FLOAT_BYTES, SegmenterInfo, band_names
 from eo_batch.models.stretch import Stretch
+from eo_batch.models.templates import CLASS_TEMPLATE, Question, Wording
 
 if TYPE_CHECKING:
     from eo_batch.models.remotesam.engine import RemoteSAMEngine

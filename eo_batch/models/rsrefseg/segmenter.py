@@ -22,9 +22,9 @@ from eo_batch.core.spec import ModelSpec
 from eo_batch.models.options import NetworkOptions, read_options
 from eo_batch.models.phrases import find_positions
 from eo_batch.models.refusals import BANDS, check_bands, check_words
-from eo_batch.models.remotesam.templates import Question, Wording
 from eo_batch.models.segmenter import SegmenterInfo
 from eo_batch.models.stretch import Stretch
+from eo_batch.models.templates import Question, Wording
 from eo_batch.models.tokens import CLIP, FILES, SIGLIP, TokenisedText, Tokenizer, find_tokenizer
 
 if TYPE_CHECKING:

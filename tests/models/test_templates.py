@@ -6,7 +6,7 @@ import pytest
 
 from eo_batch.core.errors import ConfigError
 from eo_batch.core.prompts import is_class_name
-from eo_batch.models.remotesam.templates import Wording
+from eo_batch.models.templates import Wording
 
 CLASSES = (
     "water",

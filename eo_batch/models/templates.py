@@ -1,7 +1,8 @@
 """From a prompt to the sentence that is asked: class words get a template, sentences stay as they are.
 
-RemoteSAM was trained on sentences. For class names its authors ask "{class} in the image"; which of their functions a caller uses
-decides what a text is. Here the option `prompts` decides, and "auto" goes by a rule that can be checked by eye.
+Networks are trained on sentences. For class names the authors of RemoteSAM ask "{class} in the image"; which of their
+functions a caller uses decides what a text is. Here the option `prompts` decides, and "auto" goes by a rule that can be
+checked by eye.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from eo_batch.core.prompts import is_class_name
 
 PromptKind = Literal["auto", "class", "sentence"]
 CLASS_TEMPLATE = "{} in the image"
-"""Sentence for a class name, as its authors ask it."""
+"""Sentence for a class name, as the authors of RemoteSAM ask it."""
 
 
 @dataclass(frozen=True)
