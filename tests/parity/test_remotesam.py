@@ -21,6 +21,8 @@ from eo_batch.run.events import Event
 from eo_batch.run.request import load_pipeline
 
 SIZE = 260
+CORNER = 140
+"""Side of a region in the corner, for what does not depend on its size."""
 PROMPTS = ("bright field", "the lake on the left", "water")
 
 
@@ -38,9 +40,15 @@ def whole(toy: Path) -> Path:
     return run(toy, "whole", chunk_px=512)
 
 
-def pipeline(toy: Path, name: str, *, prompts: tuple[str, ...] = PROMPTS, **settings: object) -> Path:
+@pytest.fixture(scope="module")
+def many(toy: Path) -> Path:
+    """The same region in chunks of 100 pixels, one after the other."""
+    return run(toy, "many", chunk_px=100)
+
+
+def pipeline(toy: Path, name: str, *, size: int = SIZE, prompts: tuple[str, ...] = PROMPTS, **settings: object) -> Path:
     path = toy / f"{name}.toml"
-    path.write_text(tiny_pipeline(toy / "weights" / "tiny.safetensors", size=SIZE, prompts=prompts, **settings))
+    path.write_text(tiny_pipeline(toy / "weights" / "tiny.safetensors", size=size, prompts=prompts, **settings))
     return path
 
 
@@ -61,14 +69,14 @@ def test_the_oracle_has_something_to_compare(whole: Path) -> None:
 
 
 @pytest.mark.parametrize("chunk_px", [64, 100, 200])
-def test_any_chunk_size_gives_the_map_of_the_whole(toy: Path, whole: Path, chunk_px: int) -> None:
-    out = run(toy, f"chunk{chunk_px}", chunk_px=chunk_px)
+def test_any_chunk_size_gives_the_map_of_the_whole(toy: Path, whole: Path, many: Path, chunk_px: int) -> None:
+    out = many if chunk_px == 100 else run(toy, f"chunk{chunk_px}", chunk_px=chunk_px)
     np.testing.assert_array_equal(mask_array(out, "score"), mask_array(whole, "score"))
     assert footprint_rows(out) == footprint_rows(whole)
 
 
 def test_windows_of_another_size_than_the_network_keep_the_promise(toy: Path) -> None:
-    one, many = (run(toy, f"window48-{chunk}", chunk_px=chunk, window_px=48) for chunk in (512, 100))
+    one, many = (run(toy, f"window48-{chunk}", size=CORNER, chunk_px=chunk, window_px=48) for chunk in (512, 64))
     np.testing.assert_array_equal(mask_array(many, "score"), mask_array(one, "score"))
 
 
@@ -85,25 +93,24 @@ def test_prompts_together_are_runs_apart(toy: Path, whole: Path) -> None:
         assert mask_array(apart, "score")[0].tobytes() == together[place].tobytes()
 
 
-def test_threads_give_the_bytes_of_a_serial_run(toy: Path) -> None:
-    assert file_digests(run(toy, "threads", "local")) == file_digests(run(toy, "serial"))
+def test_threads_give_the_bytes_of_a_serial_run(toy: Path, many: Path) -> None:
+    assert file_digests(run(toy, "threads", "local", chunk_px=100)) == file_digests(many)
 
 
-def test_a_run_that_lost_chunks_resumes_to_the_same_bytes(toy: Path, tmp_path: Path) -> None:
-    golden = run(toy, "golden", chunk_px=100)
-    broken = Path(shutil.copytree(golden, tmp_path / "broken"))
+def test_a_run_that_lost_chunks_resumes_to_the_same_bytes(many: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(many, tmp_path / "broken"))
     receipts = sorted((broken / "receipts").rglob("*.json"))
     for receipt in receipts[::2]:
         receipt.unlink()
     (broken / "COMPLETE.json").unlink()
     assert resume_run(broken, executor="local", workers=2).exit_status == 0
-    assert file_digests(broken) == file_digests(golden)
+    assert file_digests(broken) == file_digests(many)
 
 
 def test_a_run_does_not_go_on_with_other_weights(toy: Path, tmp_path: Path) -> None:
     make_tiny(tmp_path / "weights")
     path = tmp_path / "pipeline.toml"
-    text = tiny_pipeline(tmp_path / "weights" / "tiny.safetensors", size=SIZE, prompts=PROMPTS)
+    text = tiny_pipeline(tmp_path / "weights" / "tiny.safetensors", size=CORNER, prompts=PROMPTS[:1])
     path.write_text(text.replace('catalog = "catalog.json"', f'catalog = "{toy / "catalog.json"}"'))
     out = tmp_path / "run"
     start_run(load_pipeline(path), out, executor="serial")
@@ -117,13 +124,14 @@ def test_prompts_are_encoded_once_per_run(toy: Path, monkeypatch: pytest.MonkeyP
     calls = []
     original = TextEncoder.hidden
     monkeypatch.setattr(TextEncoder, "hidden", lambda self, *a: calls.append(1) or original(self, *a))
-    run(toy, "counted", "local", chunk_px=64, prompts=("dark ship", "a solar panel"))  # asked by no other test
+    run(toy, "counted", "local", size=CORNER, chunk_px=64, prompts=("dark ship", "a solar panel"))  # asked by no other test
     assert len(calls) == 2
+    assert len(list((toy / "run-counted" / "receipts").rglob("*.json"))) > 3
 
 
 def test_run_and_plan_warn_of_a_place_in_the_window(toy: Path) -> None:
     events: list[Event] = []
-    path = pipeline(toy, "warned", chunk_px=512)
+    path = pipeline(toy, "warned", size=CORNER, chunk_px=512)
     start_run(load_pipeline(path), toy / "run-warned", executor="serial", listener=events.append)
     said = [event.text for event in events if event.kind == "warning"]
     assert len(said) == 1
