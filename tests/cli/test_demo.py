@@ -107,7 +107,7 @@ def test_an_interrupted_demo_ends_with_130_and_can_be_resumed(tmp_path: Path, mo
         yield stop
 
     with monkeypatch.context() as patch:
-        patch.setattr("eo_batch.run.driver._stop_on_signals", stopped)
+        patch.setattr("eo_batch.run.sitting._stop_on_signals", stopped)
         answer = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "demo"), "--size", "256"])
     run = tmp_path / "demo" / "run"
     assert (answer.exit_code, answer.stdout) == (130, "")
