@@ -26,7 +26,7 @@ FOLDER_VARIABLE = "EO_BATCH_WEIGHTS"
 SUFFIX = ".safetensors"
 SHOWN, SHOWN_CHARACTERS = 5, 200
 """So many keys of a list are written out in a message, and so much of each."""
-CONFIG_BYTES, CONFIG_VALUES, CONFIG_DEPTH, CONFIG_LARGEST = 100_000, 1_000, 8, 10_000_000
+CONFIG_BYTES, CONFIG_VALUES, CONFIG_DEPTH, CONFIG_LARGEST = 100_000, 4_000, 8, 10_000_000
 """A description of a network that is longer, deeper or holds larger numbers than this is nonsense."""
 READ_BYTES = 8 << 20
 ALIGNED_BYTES = 64
