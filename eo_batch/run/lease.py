@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from eo_batch.core.digest import canonical_json
-from eo_batch.core.errors import EoBatchError, LockError
+from eo_batch.core.errors import EoBatchError, LockError, StoreError
 from eo_batch.outputs.store import Store
 
 BEAT_S = 5.0
@@ -94,7 +94,13 @@ def acquire(store: Store, *, patience_s: float = PATIENCE_S, say: Callable[[str]
     if epoch:
         _wait_until_gone(store, epoch, patience_s, say)
     owner = {"epoch": epoch + 1, **_me()}
-    if not store.create(_lease_path(epoch + 1), canonical_json(owner)):
+    try:
+        created = store.create(_lease_path(epoch + 1), canonical_json(owner))
+    except StoreError:
+        if _newest(store) == epoch:
+            raise
+        created = False  # the driver that was faster sweeps partial files, also of this lease
+    if not created:
         raise LockError("run-locked", "another driver was faster", where=str(store.root), fix="Let it finish.")
     return Lease(store, epoch + 1)
 

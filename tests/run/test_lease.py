@@ -144,3 +144,18 @@ def test_partial_files_are_swept_before_the_first_beat_is_written(tmp_path: Path
     monkeypatch.setattr(Store, "sweep", watched)
     with acquire(Store(tmp_path)) as lease:
         assert (beats, lease.swept) == ([False], 0)
+
+
+def test_a_driver_whose_lease_is_swept_by_a_faster_one_is_told_of_that_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, store = Store._link, Store(tmp_path)
+
+    def overtaken(self: Store, source: Path, target: Path) -> None:
+        monkeypatch.setattr(Store, "_link", link)
+        acquire(Store(tmp_path)).__enter__().__exit__()
+        link(self, source, target)
+
+    monkeypatch.setattr(Store, "_link", overtaken)
+    with pytest.raises(LockError, match="run-locked.*another driver was faster"):
+        acquire(store)
