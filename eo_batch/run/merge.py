@@ -10,20 +10,25 @@ from eo_batch.core.digest import ListDigest, canonical_json, sha256
 from eo_batch.core.errors import IntegrityError
 from eo_batch.core.grid import Chunk
 from eo_batch.outputs.cube import header_paths
-from eo_batch.outputs.footprints import merge_parts
+from eo_batch.outputs.footprints import merge_parts, part_path
 from eo_batch.outputs.stac import write_stac
 from eo_batch.outputs.store import Store
+from eo_batch.outputs.trace import part_bytes
+from eo_batch.run.earlier import earlier_of
 from eo_batch.run.events import Event, Listener
+from eo_batch.run.generations import Generation
 from eo_batch.run.lease import Lease
-from eo_batch.run.ledger import failures, get_receipt, receipt_keys
+from eo_batch.run.ledger import failures, get_receipt, receipt_keys, receipt_path
 from eo_batch.run.manifest import RunInputs, SegmenterIdentity, read_manifest
 from eo_batch.version import __version__
 
 
 def merge_and_publish(
-    store: Store, inputs: RunInputs, segmenter: SegmenterIdentity, *, failed: int, lease: Lease, listener: Listener
+    store: Generation, inputs: RunInputs, segmenter: SegmenterIdentity, *, failed: int, lease: Lease, listener: Listener
 ) -> dict[str, Any]:
     """Make `footprints.parquet`, `stac/` and, last, `COMPLETE.json`; the content of the marker.
+
+    Where chunks of an extension failed, the polygons of the prompts before stay in the map.
 
     Raises
     ------
@@ -42,7 +47,8 @@ def merge_and_publish(
             fix="Run eo-batch verify RUN.",
         )
     spec = inputs.request.spec
-    chunks = _chunks(inputs, finished)  # made one at a time: a list of a million would take most of a gigabyte
+    kept = finished | _keep_earlier(store, inputs) if failed else finished
+    chunks = _chunks(inputs, kept)  # made one at a time: a list of a million would take most of a gigabyte
     merged = merge_parts(store, chunks=chunks, grid=inputs.grid, prompts=spec.prompt_set, steps=inputs.steps, items=inputs.items)
     listener(Event("publish", "writing STAC and the completion marker", total, total))
     write_stac(
@@ -110,6 +116,16 @@ def read_marker(store: Store) -> dict[str, Any] | None:
             "receipt-mismatch", "COMPLETE.json is damaged", where=str(store.root), fix="Run eo-batch resume RUN --repair."
         )
     return marker
+
+
+def _keep_earlier(store: Generation, inputs: RunInputs) -> set[str]:
+    """Put the parts of the generation before where this one failed; keys of those chunks."""
+    if store.earlier is None:
+        return set()
+    keys = {failure.key for failure in failures(store) if store.earlier.exists(receipt_path(failure.key))}
+    for chunk in _chunks(inputs, keys):
+        store.put(part_path(chunk), part_bytes(earlier_of(store, chunk).part))
+    return keys
 
 
 def _chunks(inputs: RunInputs, finished: set[str]) -> Iterator[Chunk]:

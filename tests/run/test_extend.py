@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rundigest import OWN, file_digests, mask_array, newest_digests
+from rundigest import OWN, file_digests, footprint_rows, mask_array, newest_digests
 from toy import make_toy, toy_bbox, toy_pipeline
 
 from eo_batch.core.digest import canonical_json, digest
@@ -451,6 +451,7 @@ def test_a_chunk_that_fails_leaves_the_map_and_a_partial_one_must_be_allowed(tmp
     out, scene = tmp_path / "run", tmp_path / "toy" / "b1_green.tif"
     start_run(load(tmp_path / "toy", ALL[:1]), out, executor="serial")
     marker, whole = (out / "COMPLETE.json").read_bytes(), scene.read_bytes()
+    before = footprint_rows(out)
     scene.unlink()
     close_files()
     summary = add_prompts(out, "road", executor="serial")
@@ -459,6 +460,8 @@ def test_a_chunk_that_fails_leaves_the_map_and_a_partial_one_must_be_allowed(tmp
     assert resume_run(out, executor="serial", allow_failed=9).exit_status == 3
     partial = json.loads((out / "COMPLETE.json").read_bytes())
     assert (partial["partial"], list(partial["footprints"])) == (True, ["bright", "road"])
+    assert [row for row in footprint_rows(out) if "bright" in row] == before != []  # nothing that was there is lost
+    assert verify_run(out).ok
     with pytest.raises(ConfigError, match="chunks of the run failed"):
         add_prompts(out, "ship")
     scene.write_bytes(whole)
