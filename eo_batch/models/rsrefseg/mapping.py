@@ -45,6 +45,9 @@ HEAD = "encoder.vision_model.head."
 COPY, MATRIX = "sam.prompt_encoder.shared_embedding.positional_embedding", "sam.shared_image_embedding.positional_embedding"
 """SAM writes the matrix of its places twice; the copy must be equal, where it is there."""
 
+COUNTER = "num_batches_tracked"
+"""End of the names of whole numbers; DeepSpeed's export of a training to float32 writes them as floating ones."""
+
 
 def our_name(name: str) -> str | None:
     """Ours for a name of the training's checkpoints, as it stands there; None for what it never writes."""
@@ -96,13 +99,13 @@ def from_upstream(
     if config.clip is not None:
         fix = "Use a config with siglip."
         raise ModelError("model-load", "checkpoints of the training hold SigLIP, the config has CLIP", where=where, fix=fix)
-    tensors = _unwrap(state, where=where)
+    tensors = unwrap(state, where=where)
     _compare_sizes(tensors, config, where=where)
     expected = upstream_shapes(built, config)
     may_lack = {name for name in expected if is_dead(name)}
     _check(expected, tensors, {name for name in may_lack if name not in tensors}, where=where)
     copy, matrix = their_name(COPY), their_name(MATRIX)
-    if copy in tensors and not torch.equal(tensors[copy], tensors[matrix]):
+    if copy in tensors and not torch.equal(tensors[copy].float(), tensors[matrix].float()):
         what = f"{copy} is not the copy of {matrix} that it should be"
         raise ModelError("model-load", what, where=where, fix="Give the checkpoint as the training wrote it.")
     return {name: _take(tensors, name, config) for name in built}
@@ -132,15 +135,15 @@ def from_hub(
     return {name: found[name].to(torch.float32) for name in expected}
 
 
-def check_count(tensors: Mapping[str, Any], config: RSRefSegConfig, *, where: str) -> None:
+def check_count(tensors: Mapping[str, Any], layers: int, *, where: str) -> None:
     """Refuse a file that cannot hold so many layers, before any of them is built.
 
     Raises
     ------
     ModelError : `model-load`.
     """
-    if config.layers > len(tensors):
-        what = f"holds {len(tensors):,} tensors, and the config has {config.layers:,} layers"
+    if layers > len(tensors):
+        what = f"holds {len(tensors):,} tensors, and the config has {layers:,} layers"
         raise ModelError("model-load", what, where=where, fix="Give the weights and the config that belong together.")
 
 
@@ -155,30 +158,51 @@ def is_dead(name: str) -> bool:
     return ours is not None and (ours.startswith(HEAD) or ours == COPY)
 
 
-def _take(tensors: Mapping[str, Tensor], name: str, config: RSRefSegConfig) -> Tensor:
-    layer, _, leaf = name.rpartition(".")
-    if not is_adapted(layer):
-        tensor = tensors[their_name(name)]
-        return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
-    layer = their_name(layer)
-    weight = tensors[f"{layer}.base_layer.{leaf}"].to(torch.float32)
-    if leaf != "weight":
-        return weight
-    down, up = (tensors[f"{layer}.lora_{side}.default.weight"].to(torch.float32) for side in "AB")
-    # of a convolution the second one is 1 x 1, so the two are one convolution with the first one's kernel
-    update = up.flatten(1) @ down.flatten(1)
-    return weight + (config.lora_alpha / config.lora_r) * update.reshape(weight.shape)
+def unwrap(state: Mapping[str, Any], *, where: str) -> Mapping[str, Tensor]:
+    """The tensors of a checkpoint by name: alone, or under `module` or `state_dict`.
 
-
-def _unwrap(state: Mapping[str, Any], *, where: str) -> Mapping[str, Tensor]:
+    Raises
+    ------
+    ModelError : `model-load`: there are none, or there is something else.
+    """
     found: Any = state
     if isinstance(state, Mapping):
         found = next((state[key] for key in ("module", "state_dict") if isinstance(state.get(key), Mapping)), state)
-    if not isinstance(found, Mapping) or not found or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+    if not isinstance(found, Mapping) or not found or not all(_is_weight(name, tensor) for name, tensor in found.items()):
         held = ", ".join(sorted(str(key)[:60] for key in found)[:8]) if isinstance(found, Mapping) else type(found).__name__
         fix = "Give tensors by name, or what holds them under `module` or `state_dict`."
         raise ModelError("model-load", "holds no weights by name", where=where, why=f"it holds {held or 'nothing'}", fix=fix)
     return found
+
+
+def widen(name: str, tensor: Tensor) -> Tensor:
+    """A tensor of a checkpoint in float32, a counter of batches in int64."""
+    if name.endswith(COUNTER):
+        return tensor.to(torch.int64)
+    return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
+
+
+def merge(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+    """weight + scale * up down, float32 (out, in, ...), of a layer's `lora_A` (rank, in, ...) and `lora_B` (out, rank, ...)."""
+    # of a convolution the second one is 1 x 1, so the two are one convolution with the first one's kernel
+    update = up.to(torch.float32).flatten(1) @ down.to(torch.float32).flatten(1)
+    return weight.to(torch.float32) + scale * update.reshape(weight.shape)
+
+
+def _take(tensors: Mapping[str, Tensor], name: str, config: RSRefSegConfig) -> Tensor:
+    layer, _, leaf = name.rpartition(".")
+    if not is_adapted(layer):
+        return widen(name, tensors[their_name(name)])
+    layer = their_name(layer)
+    weight = tensors[f"{layer}.base_layer.{leaf}"]
+    if leaf != "weight":
+        return widen(name, weight)
+    down, up = (tensors[f"{layer}.lora_{side}.default.weight"] for side in "AB")
+    return merge(weight, down, up, config.lora_alpha / config.lora_r)
+
+
+def _is_weight(name: Any, tensor: Any) -> bool:
+    return isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout is torch.strided
 
 
 def _compare_sizes(tensors: Mapping[str, Tensor], config: RSRefSegConfig, *, where: str) -> None:
@@ -219,9 +243,9 @@ def _check(
     for name, shape in expected.items():
         if name in without:
             continue
-        counts = name.endswith("num_batches_tracked")
         given = tensors[name].dtype if name in tensors else None
-        dtype = torch.int64 if counts else given if given in kinds else torch.float32
+        plain = torch.int64 if name.endswith(COUNTER) else torch.float32
+        dtype = given if given in kinds else plain
         wanted[name] = torch.empty(shape, dtype=dtype, device="meta")
     check_tensors(wanted, tensors, where=where)
 

@@ -6,7 +6,7 @@ patches. `encode_images` is this part; `encode_prompts` is SigLIP's text half; `
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,10 @@ from eo_batch.models.rsrefseg.layers import use_fast_layers
 from eo_batch.models.rsrefseg.mapping import check_count, from_hub, from_upstream
 from eo_batch.models.rsrefseg.pictures import SAM_MEAN, SAM_STD, normalise, resize
 from eo_batch.models.rsrefseg.prompter import AttnPrompter, agreement
+from eo_batch.models.rsrefseg.shapes import check_images, checked_tokens
 from eo_batch.models.weights import ALIGNED_BYTES, load_strictly
+
+_WHERE = "RSRefSeg"
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class RSRefSeg(nn.Module):
         ------
         ModelError : `model-load`.
         """
-        check_count(tensors, config, where=where)
+        check_count(tensors, config.layers, where=where)
         network = cls._build(config)
         load_strictly(network, tensors, where=where)
         make_positions(network)
@@ -157,7 +160,7 @@ class RSRefSeg(nn.Module):
         Parameters
         ----------
         images : (B, 3, S, S), red, green, blue, 0 to 1.
-        prompts : B times tokens (L,) int64, the end of the sentence included; never padded.
+        prompts : B times tokens (L,), whole numbers, the end of the sentence included; never padded.
 
         Raises
         ------
@@ -165,8 +168,9 @@ class RSRefSeg(nn.Module):
         """
         self._check_images(images)
         if len(images) != len(prompts):
-            raise _shape(f"{len(images)} images and {len(prompts)} prompts are no pairs", "Give one prompt for each image.")
-        words = [self._hear(ids) for ids in list(self._checked(prompts))]
+            what = f"{len(images)} images and {len(prompts)} prompts are no pairs"
+            raise ModelError("model-shape", what, where=_WHERE, fix="Give one prompt for each image.")
+        words = [self._hear(ids) for ids in self._checked(prompts)]
         return self._answer(self._see(images), words)
 
     @torch.no_grad()
@@ -186,13 +190,13 @@ class RSRefSeg(nn.Module):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[Tensor]) -> PromptFeatures:
-        """Features of prompts, each (L,) or (1, L) int64 with the end of the sentence; each is encoded alone, at its own length.
+        """Features of prompts, each whole numbers (L,) or (1, L) with the end of the sentence; each is encoded alone.
 
         Raises
         ------
         ModelError : `model-shape`.
         """
-        return PromptFeatures(tuple(self._hear(ids) for ids in list(self._checked(prompts))))
+        return PromptFeatures(tuple(self._hear(ids) for ids in self._checked(prompts)))
 
     @torch.no_grad()
     def decode(self, images: ImageFeatures, prompts: PromptFeatures) -> Tensor:
@@ -275,21 +279,11 @@ class RSRefSeg(nn.Module):
         return made[0], made[1]
 
     def _check_images(self, images: Tensor) -> None:
-        side = self.config.image_px
-        if images.ndim != 4 or images.shape[1:] != (3, side, side):
-            what = f"takes images (n, 3, {side}, {side}), not {tuple(images.shape)}"
-            raise _shape(what, f"Resize the image to {side} x {side} px.")
+        check_images(images, self.config.image_px, where=_WHERE)
 
-    def _checked(self, prompts: Sequence[Tensor]) -> Iterator[Tensor]:
+    def _checked(self, prompts: Sequence[Tensor]) -> list[Tensor]:
         most, words = self.config.most_tokens, self.config.vocabulary
-        for given in prompts:
-            ids = given[0] if given.ndim == 2 and len(given) == 1 else given
-            if ids.ndim != 1 or not 0 < len(ids) <= most or ids.is_floating_point():
-                what = f"takes tokens (L,) with L from 1 to {most}, not {tuple(ids.shape)} {ids.dtype}"
-                raise _shape(what, "Shorten the prompt, its end kept; give each prompt alone, without padding.")
-            if int(ids.min()) < 0 or int(ids.max()) >= words:
-                raise _shape(f"knows tokens 0 to {words - 1}, not {int(ids.max())}", "Use the tokenizer of these weights.")
-            yield ids
+        return [checked_tokens(ids, most=most, words=words, where=_WHERE) for ids in prompts]
 
 
 def _unit(vectors: Tensor, axis: int) -> Tensor:
@@ -299,7 +293,3 @@ def _unit(vectors: Tensor, axis: int) -> Tensor:
 
 def _aligned(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.data_ptr() % ALIGNED_BYTES else tensor
-
-
-def _shape(what: str, fix: str) -> ModelError:
-    return ModelError("model-shape", what, where="RSRefSeg", fix=fix)

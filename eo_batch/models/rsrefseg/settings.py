@@ -184,6 +184,8 @@ def check(where: str, value: Any, rule: Rule) -> Any:
     ------
     ConfigError : `config-invalid`: `rule` does not allow it.
     """
+    if getattr(value, "ndim", None) == 0:
+        value = value.item()  # a number of numpy
     if isinstance(rule, Whole):
         is_number = isinstance(value, int) and not isinstance(value, bool) and rule.least <= value <= rule.most
         if not is_number and not (value is None and rule.default is None):

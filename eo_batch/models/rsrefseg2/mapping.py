@@ -10,10 +10,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from eo_batch.core.errors import ModelError
+from eo_batch.models.rsrefseg.mapping import merge, unwrap, widen
 from eo_batch.models.rsrefseg2.config import RSRefSeg2Config
 from eo_batch.models.weights import check_tensors
 
@@ -145,34 +145,22 @@ def from_upstream(
     ------
     ModelError : `model-load`: with what is missing, unexpected, or of another shape.
     """
-    tensors = _unwrap(state, where=where)
+    tensors = unwrap(state, where=where)
     made: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         parts = _UPDATE.fullmatch(name)
         if is_dead(f"{parts[1]}.{parts[3]}" if parts else name):
             continue
         if parts is None:
-            made[our_name(name) or name] = _wide(tensor)
+            made[our_name(name) or name] = widen(name, tensor)
         elif parts[2] == "base_layer":
             plain = f"{parts[1]}.{parts[3]}"
             is_matrix = parts[3] == "weight"
-            made[our_name(plain) or name] = _merged(tensors, parts[1], config, where=where) if is_matrix else _wide(tensor)
+            made[our_name(plain) or name] = _merged(tensors, parts[1], config, where=where) if is_matrix else widen(name, tensor)
         elif f"{parts[1]}.base_layer.weight" not in tensors:
             made[name] = tensor  # an update of nothing: told as unexpected
     check_tensors(built, made, where=where)
     return made
-
-
-def check_count(tensors: Mapping[str, Any], config: RSRefSeg2Config, *, where: str) -> None:
-    """Refuse a file that cannot hold so many layers, before any of them is built.
-
-    Raises
-    ------
-    ModelError : `model-load`.
-    """
-    if config.layers > len(tensors):
-        what = f"holds {len(tensors):,} tensors, and the config has {config.layers:,} layers"
-        raise ModelError("model-load", what, where=where, fix="Give the weights and the config that belong together.")
 
 
 def _step(block: str, operation: str, leaf: str) -> str | None:
@@ -186,7 +174,7 @@ def _step(block: str, operation: str, leaf: str) -> str | None:
 
 def _merged(tensors: Mapping[str, Tensor], layer: str, config: RSRefSeg2Config, *, where: str) -> Tensor:
     """A weight with its low-rank update."""
-    weight = _wide(tensors[f"{layer}.base_layer.weight"])
+    weight = tensors[f"{layer}.base_layer.weight"]
     down, up = (tensors.get(f"{layer}.lora_{side}.default.weight") for side in "AB")
     rank, rest = config.lora_r, tuple(weight.shape[1:])
     ones = tuple(1 for _ in rest[1:])
@@ -194,21 +182,4 @@ def _merged(tensors: Mapping[str, Tensor], layer: str, config: RSRefSeg2Config, 
         sizes = " and ".join("none" if part is None else str(tuple(part.shape)) for part in (down, up))
         what, fix = f"has no low-rank update of rank {rank} for {layer}, but {sizes}", "Set lora_r as it was trained."
         raise ModelError("model-load", what, where=where, fix=fix)
-    # of a convolution the second one is 1 x 1, so the two are one convolution with the first one's kernel
-    update = _wide(up).flatten(1) @ _wide(down).flatten(1)
-    return weight + (config.lora_alpha / rank) * update.reshape(weight.shape)
-
-
-def _unwrap(state: Mapping[str, Any], *, where: str) -> Mapping[str, Tensor]:
-    found: Any = state
-    if isinstance(state, Mapping):
-        found = next((state[key] for key in ("module", "state_dict") if isinstance(state.get(key), Mapping)), state)
-    if not isinstance(found, Mapping) or not found or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        held = ", ".join(sorted(str(key)[:60] for key in found)[:8]) if isinstance(found, Mapping) else type(found).__name__
-        fix = "Give tensors by name, or what holds them under `module` or `state_dict`."
-        raise ModelError("model-load", "holds no weights by name", where=where, why=f"it holds {held or 'nothing'}", fix=fix)
-    return found
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.float32) if tensor.is_floating_point() else tensor
+    return merge(weight, down, up, config.lora_alpha / rank)

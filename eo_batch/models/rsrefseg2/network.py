@@ -15,14 +15,16 @@ import torch
 from torch import Tensor, nn
 from transformers import Sam2Config, Sam2Model
 
-from eo_batch.core.errors import ModelError
 from eo_batch.models.rsrefseg.encoders import Siglip, make_positions
+from eo_batch.models.rsrefseg.mapping import check_count
 from eo_batch.models.rsrefseg.pictures import SAM_MEAN, SAM_STD, normalise, resize
+from eo_batch.models.rsrefseg.shapes import check_images, checked_tokens
 from eo_batch.models.rsrefseg2.config import FIRST_STRIDE, STRIDE, RSRefSeg2Config
-from eo_batch.models.rsrefseg2.mapping import check_count, from_upstream
+from eo_batch.models.rsrefseg2.mapping import from_upstream
 from eo_batch.models.rsrefseg2.prompter import CascadedPrompter
 from eo_batch.models.weights import load_strictly
 
+_WHERE = "RSRefSeg 2"
 _POINTS = ("shared_embedding", "point_embed", "not_a_point_embed", "no_mask_embed")
 """Parts of SAM's prompt encoder that only points, boxes or a missing mask need."""
 
@@ -99,7 +101,7 @@ class RSRefSeg2(nn.Module):
         ------
         ModelError : `model-load`.
         """
-        check_count(tensors, config, where=where)
+        check_count(tensors, config.layers, where=where)
         network = cls._build(config)
         make_positions(network)
         load_strictly(network, tensors, where=where)
@@ -129,10 +131,7 @@ class RSRefSeg2(nn.Module):
         ------
         ModelError : `model-shape`.
         """
-        side = self.config.image_px
-        if images.ndim != 4 or images.shape[1:] != (3, side, side):
-            what = f"takes images (n, 3, {side}, {side}), not {tuple(images.shape)}"
-            raise _shape(what, f"Resize the image, and fill it up with 0 to {side} x {side} px.")
+        check_images(images, self.config.image_px, where=_WHERE)
         if images.device.type != "cpu" or len(images) == 1:
             return self._see(images)
         seen = [self._see(image) for image in images.split(1)]
@@ -140,13 +139,15 @@ class RSRefSeg2(nn.Module):
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[Tensor]) -> PromptFeatures:
-        """Features of prompts, each (L,) int64 with the end of the sentence; each is encoded alone, at its own length.
+        """Features of prompts, each whole numbers (L,) or (1, L) with the end of the sentence; each is encoded alone.
 
         Raises
         ------
         ModelError : `model-shape`.
         """
-        return PromptFeatures(tuple(self._hear(self._checked(ids)) for ids in prompts))
+        most, words = self.config.most_tokens, self.config.vocabulary
+        checked = [checked_tokens(ids, most=most, words=words, where=_WHERE) for ids in prompts]
+        return PromptFeatures(tuple(self._hear(ids) for ids in checked))
 
     @torch.no_grad()
     def decode(self, images: ImageFeatures, prompts: PromptFeatures) -> Tensor:
@@ -211,15 +212,6 @@ class RSRefSeg2(nn.Module):
         )
         return logits[:, 0]
 
-    def _checked(self, ids: Tensor) -> Tensor:
-        most, words = self.config.most_tokens, self.config.vocabulary
-        if ids.ndim != 1 or not 0 < len(ids) <= most or ids.is_floating_point():
-            what = f"takes tokens (L,) with L from 1 to {most}, not {tuple(ids.shape)} {ids.dtype}"
-            raise _shape(what, "Shorten the prompt, its end kept; give each prompt alone, without padding.")
-        if int(ids.min()) < 0 or int(ids.max()) >= words:
-            raise _shape(f"knows tokens 0 to {words - 1}, not {int(ids.max())}", "Use the tokenizer of these weights.")
-        return ids
-
 
 def _sam_config(config: RSRefSeg2Config) -> Sam2Config:
     widths, side, channels = config.sam_widths, config.low_res_px, config.sam_channels
@@ -255,7 +247,3 @@ def _siglip_sizes(config: RSRefSeg2Config) -> Mapping[str, Any]:
         "text_config": tower | words | {"num_hidden_layers": config.text_layers},
         "vision_config": tower | image | {"num_hidden_layers": config.image_layers},
     }
-
-
-def _shape(what: str, fix: str) -> ModelError:
-    return ModelError("model-shape", what, where="RSRefSeg 2", fix=fix)

@@ -57,6 +57,17 @@ def test_wrapped_and_short_checkpoints_give_the_same_network(key: str, dtype: to
         assert tensor.dtype == (torch.int64 if name.endswith("num_batches_tracked") else torch.float32)
 
 
+@pytest.mark.parametrize("key", ["", "state_dict"])
+def test_an_export_to_float32_with_floating_counters_gives_the_same_network(key: str) -> None:
+    state = upstream_state()
+    state["prompter_down_channel.bn.num_batches_tracked"] += 1234
+    exported = {name: tensor.float() for name, tensor in state.items()}  # as DeepSpeed's zero_to_fp32.py does with buffers
+    same = RSRefSeg.from_upstream(state, tiny_config()).state_dict()
+    network = RSRefSeg.from_upstream({key: exported} if key else exported, tiny_config())
+    assert network.prompter.channel.bn.num_batches_tracked.dtype == torch.int64
+    assert all(torch.equal(tensor, same[name]) for name, tensor in network.state_dict().items())
+
+
 def test_merged_updates_are_what_two_layers_beside_each_other_give() -> None:
     config, state = tiny_config(lora_alpha=6), upstream_state()
     network = RSRefSeg.from_upstream(state, config)
@@ -156,7 +167,11 @@ def test_a_copy_that_is_none_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "state", [{}, {"epoch": 3}, {"module": {}}, {"state_dict": [torch.zeros(1)]}, [1, 2], {"a": torch.zeros(1)}]
+    "state",
+    [
+        *({}, {"epoch": 3}, {"module": {}}, {"state_dict": [torch.zeros(1)]}, [1, 2], {"a": torch.zeros(1)}),
+        *({3: torch.zeros(1)}, {"a": torch.zeros(2, 2).to_sparse()}),
+    ],
 )
 def test_what_is_no_checkpoint_is_refused(state: Any) -> None:
     refused(state)

@@ -281,11 +281,31 @@ def test_images_of_another_size_are_refused(network: RSRefSeg, shape: tuple[int,
         assert caught.value.code == "model-shape"
 
 
+@pytest.mark.parametrize("wrong", [torch.zeros(0, 3, 64, 64), torch.full((1, 3, 64, 64), 200, dtype=torch.uint8)])
+def test_no_images_and_bytes_are_refused(network: RSRefSeg, wrong: Any) -> None:
+    with pytest.raises(ModelError, match="from 0 to 1") as caught:
+        network.encode_images(wrong)
+    assert caught.value.code == "model-shape"
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_tokens_may_be_of_any_whole_type(network: RSRefSeg, dtype: torch.dtype) -> None:
+    whole, short = (network.encode_prompts([ids.to(kind) for ids in prompts()]) for kind in (torch.int64, dtype))
+    for one, other in zip(whole.prompts, short.prompts, strict=True):
+        assert all(torch.equal(*both) for both in zip(one, other, strict=True))
+
+
 def test_prompts_that_do_not_fit_are_refused(network: RSRefSeg) -> None:
     most = network.config.most_tokens
-    for wrong in (torch.ones(most + 1).long(), torch.ones(0).long(), torch.ones(2, 3).long(), torch.ones(3)):
+    for ids in (
+        torch.ones(most + 1).long(),
+        torch.ones(0).long(),
+        torch.ones(2, 3).long(),
+        torch.ones(3),
+        torch.ones(3).bool(),
+    ):
         with pytest.raises(ModelError, match=f"L from 1 to {most}"):
-            network.encode_prompts([wrong])
+            network.encode_prompts([ids])
     for number in (-1, network.config.vocabulary):
         with pytest.raises(ModelError, match="Use the tokenizer"):
             network.encode_prompts([torch.tensor([number, 1])])
@@ -344,6 +364,8 @@ def test_settings_of_the_library_that_shape_nothing_may_be_given() -> None:
     assert RSRefSegConfig(**given).sam["vision_config"]["mlp_dim"] == 48
     given["sam"]["vision_config"] = plain.sam["vision_config"]
     assert RSRefSegConfig(**given) == plain
+    from_arrays = tiny_config(lora_r=np.int64(2), with_dense_feat=np.bool_(True), down_spatial_times=np.array(2))
+    assert from_arrays.digest == plain.digest
     assert RSRefSegConfig(lora_alpha=16).digest == RSRefSegConfig(lora_alpha=16.0).digest
 
 

@@ -163,6 +163,13 @@ def test_other_checkpoints_are_refused_or_answer_otherwise(read: Callable[[str],
     assert caught.value.code == "model-load"
 
 
+def test_an_export_to_float32_with_floating_counters_is_taken(read: Callable[[str], Any]) -> None:
+    case = read("tiny_a")
+    network = RSRefSeg2.from_upstream({name: tensor.float() for name, tensor in case.state.items()}, case.config)
+    assert all(torch.equal(tensor, case.network.state_dict()[name]) for name, tensor in network.state_dict().items())
+    assert network.prompter.dense_norm.num_batches_tracked.dtype == torch.int64
+
+
 @pytest.mark.parametrize("prompt", [[1] * 21, [], [96, 1], [-1, 1]])
 def test_tokens_that_the_network_has_no_weights_for_are_refused(read: Callable[[str], Any], prompt: list[int]) -> None:
     with pytest.raises(ModelError) as caught:
