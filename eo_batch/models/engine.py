@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -13,6 +13,8 @@ from weakref import WeakValueDictionary
 import torch
 
 from eo_batch.core.errors import ConfigError, ModelError, ResourceError
+from eo_batch.models.weights import WeightFiles
+from eo_batch.models.weights.folders import FolderFiles
 from eo_batch.models.weights.watch import Watch
 
 _Network = TypeVar("_Network", bound=torch.nn.Module)
@@ -116,20 +118,41 @@ class Engine(Generic[_Network]):
 
 
 def open_once(
-    kind: type[_Opened], identity: tuple[str, ...], device: torch.device, make: Callable[[threading.Lock], _Opened]
+    kind: type[_Opened],
+    files: Sequence[WeightFiles | FolderFiles],
+    load: Callable[[torch.device, torch.dtype], tuple[torch.nn.Module, Mapping[str, Any]]],
+    *,
+    device: str,
+    precision: str,
 ) -> _Opened:
-    """The engine of this kind and identity on `device`; the one that this process already holds, if it does.
+    """The engine that `load` makes of `files`; the one that this process already holds, if it does.
 
     Parameters
     ----------
-    identity : all that decides the network: the sha256 of its files, its precision.
-    make : makes it, given the lock of the device.
+    kind : of engine.
+    files : all that the network is read from.
+    load : gives the network, on that device and with those numbers, and what the engine holds beside it.
+    device : "cpu", "cuda", or "auto": a GPU where there is one.
+    precision : "float32", "bfloat16" or "float16".
+
+    Raises
+    ------
+    ModelError : `model-load`.
+    IntegrityError : `weights-altered`: a file is no longer the one whose sha256 is in `files`.
+    ConfigError, ResourceError : as `find_device`.
     """
-    key = (kind.__name__, *identity, str(device))
+    place, dtype = find_device(device), getattr(torch, precision)
+    key = (kind.__name__, *(one.sha256 for one in files), precision, str(place))
     with _opening:
         engine = _open.get(key)
         if engine is None:
-            engine = _open[key] = make(_locks.setdefault(str(device), threading.Lock()))
+            watch = Watch(files)
+            network, own = load(place, dtype)
+            watch.check()
+            on_gpu = place.type != "cpu"
+            lock = _locks.setdefault(str(place), threading.Lock())
+            kept = None if on_gpu else watch  # on a GPU the weights are a copy
+            engine = _open[key] = kind(network, place, dtype, together=on_gpu, lock=lock, watch=kept, **own)
         assert isinstance(engine, kind)
         return engine
 

@@ -6,7 +6,6 @@ not depend on words. A prompt scales and shifts them, then the decoder draws.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,12 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eo_batch.core.errors import ModelError
-from eo_batch.models.engine import Engine, find_device, open_once
+from eo_batch.models.engine import Engine, open_once
 from eo_batch.models.finder import Maps
 from eo_batch.models.preparation import Preparation, read_preparation
 from eo_batch.models.weights.folders import CONFIG, FolderFiles, read_folder
 from eo_batch.models.weights.networks import build_network, config_of
-from eo_batch.models.weights.watch import Watch
 
 TOLERATED = ("clip.text_model.embeddings.position_ids", "clip.vision_model.embeddings.position_ids")
 """Tables that older files hold and the network makes itself."""
@@ -147,38 +145,20 @@ class ClipSegEngine(Engine[Any]):
 
 
 def open_engine(files: FolderFiles, *, device: str, precision: str) -> ClipSegEngine:
-    """The network of `files`; the one that this process already holds, if it does.
+    """The network of `files`; errors as `models.engine.open_once`."""
 
-    Parameters
-    ----------
-    device : "cpu", "cuda", or "auto": a GPU where there is one.
-    precision : "float32", "bfloat16" or "float16".
-
-    Raises
-    ------
-    ModelError : `model-load`.
-    IntegrityError : `weights-altered`.
-    ConfigError, ResourceError : as `find_device`.
-    """
-    place = find_device(device)
-
-    def make(lock: threading.Lock) -> ClipSegEngine:
+    def load(place: torch.device, dtype: torch.dtype) -> tuple[torch.nn.Module, dict[str, Any]]:
         from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
-        watch, dtype = Watch(files.weights, files.stamp), getattr(torch, precision)
         preparation = read_preparation(files.processing, where=str(files.folder))
         where = str(files.folder / CONFIG)
         config = config_of(CLIPSegConfig, files.config, where=where)
         _check(config, preparation, where=where)
         tensors = read_folder(files)
         network = build_network(CLIPSegForImageSegmentation, config, tensors, where=str(files.weights[0]), tolerated=TOLERATED)
-        network = network.to(place, dtype)
-        watch.check()
-        on_gpu = place.type != "cpu"
-        kept = None if on_gpu else watch
-        return ClipSegEngine(network, place, dtype, together=on_gpu, lock=lock, watch=kept, preparation=preparation)
+        return network.to(place, dtype), {"preparation": preparation}
 
-    return open_once(ClipSegEngine, (files.sha256, precision), place, make)
+    return open_once(ClipSegEngine, (files,), load, device=device, precision=precision)
 
 
 def _check(config: Any, preparation: Preparation, *, where: str) -> None:

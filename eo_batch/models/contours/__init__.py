@@ -133,7 +133,7 @@ def load_contours(name_or_path: str | os.PathLike[str], *, device: str = "cpu") 
     config = SegformerConfig(**_sizes(files), num_labels=1)
     where = str(files.weights[0])
     network = build_network(SegformerForSemanticSegmentation, config, read_folder(files), where=where, copied=True).to(device)
-    Watch(files.weights, files.stamp)  # they are those that the sha256 is of
+    Watch((files,))  # they are those that the sha256 is of
     preparation = read_preparation(files.processing, where=str(files.folder / PROCESSING[0]))
     return ContourModel(network, preparation, device, files.weights_sha256)
 

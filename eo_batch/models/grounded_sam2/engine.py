@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from eo_batch.models.engine import Engine, find_device, open_once
+from eo_batch.models.engine import Engine, open_once
 from eo_batch.models.finder import Maps
 from eo_batch.models.grounded_sam2.detector import Framing, Phrase, detect, load_detector, look, read_phrase
 from eo_batch.models.grounded_sam2.masks import embed, load_masks, mask_boxes
@@ -20,7 +19,6 @@ from eo_batch.models.instances import join
 from eo_batch.models.preparation import Preparation
 from eo_batch.models.refusals import refused
 from eo_batch.models.weights.folders import FolderFiles
-from eo_batch.models.weights.watch import Watch
 
 EMBEDDINGS = 3
 """Maps of SAM 2, behind those of the detector."""
@@ -198,31 +196,11 @@ class GroundedEngine(Engine[nn.ModuleDict]):
 
 
 def open_engine(detector: FolderFiles, masks: FolderFiles, *, device: str, precision: str) -> GroundedEngine:
-    """Both networks; those that this process already holds, if it does.
+    """Both networks; errors as `models.engine.open_once`."""
 
-    Parameters
-    ----------
-    device : "cpu", "cuda", or "auto": a GPU where there is one.
-    precision : "float32", "bfloat16" or "float16".
-
-    Raises
-    ------
-    ModelError : `model-load`.
-    IntegrityError : `weights-altered`.
-    ConfigError, ResourceError : as `find_device`.
-    """
-    place = find_device(device)
-
-    def make(lock: threading.Lock) -> GroundedEngine:
-        watch = Watch((*detector.weights, *masks.weights), (*detector.stamp, *masks.stamp))
+    def load(place: torch.device, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Any]]:
         (finds, framing), (draws, preparation) = load_detector(detector), load_masks(masks)
-        dtype = getattr(torch, precision)
         network = nn.ModuleDict({"detector": finds, "masks": draws}).eval().to(place, dtype)
-        watch.check()
-        on_gpu = place.type != "cpu"
-        kept = None if on_gpu else watch
-        return GroundedEngine(
-            network, place, dtype, together=on_gpu, lock=lock, watch=kept, framing=framing, preparation=preparation
-        )
+        return network, {"framing": framing, "preparation": preparation}
 
-    return open_once(GroundedEngine, (detector.sha256, masks.sha256, precision), place, make)
+    return open_once(GroundedEngine, (detector, masks), load, device=device, precision=precision)

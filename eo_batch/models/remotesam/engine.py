@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,14 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eo_batch.core.errors import ConfigError, ModelError
-from eo_batch.models.engine import Engine, find_device, open_once
+from eo_batch.models.engine import Engine, open_once
 from eo_batch.models.kept import tensor_of
 from eo_batch.models.remotesam.config import RemoteSAMConfig
 from eo_batch.models.remotesam.initial import initialise
 from eo_batch.models.remotesam.network import ImageFeatures, PromptFeatures, RemoteSAM
 from eo_batch.models.remotesam.trunk import Seen
 from eo_batch.models.weights import WeightFiles, check_tensors, load_strictly, read_weights
-from eo_batch.models.weights.watch import Watch
 
 TOLERATED = ("text_encoder.embeddings.position_ids",)
 """Keys that other versions of the text encoder wrote and that mean nothing."""
@@ -105,31 +103,14 @@ class RemoteSAMEngine(Engine[RemoteSAM]):
 
 
 def open_engine(files: WeightFiles, *, device: str, precision: str) -> RemoteSAMEngine:
-    """The network of `files`; the one that this process already holds, if it does.
+    """The network of `files`; errors as `models.engine.open_once`."""
 
-    Parameters
-    ----------
-    device : "cpu", "cuda", or "auto": a GPU where there is one.
-    precision : "float32", "bfloat16" or "float16".
-
-    Raises
-    ------
-    ModelError : `model-load`.
-    IntegrityError : `weights-altered`: the file is no longer the one whose sha256 is in `files`.
-    ConfigError, ResourceError : as `find_device`.
-    """
-    place = find_device(device)
-
-    def make(lock: threading.Lock) -> RemoteSAMEngine:
-        watch = Watch(files.weights, files.stamp)
+    def load(place: torch.device, dtype: torch.dtype) -> tuple[RemoteSAM, dict[str, Any]]:
         network = _load(files).requires_grad_(False)
-        dtype: torch.dtype = getattr(torch, precision)
         place_network(network, place, dtype)
-        watch.check()
-        on_gpu = place.type != "cpu"
-        return RemoteSAMEngine(network, place, dtype, together=on_gpu, lock=lock, watch=None if on_gpu else watch)
+        return network, {}
 
-    return open_once(RemoteSAMEngine, (files.sha256, precision), place, make)
+    return open_once(RemoteSAMEngine, (files,), load, device=device, precision=precision)
 
 
 def _load(files: WeightFiles) -> RemoteSAM:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from eo_batch.core.errors import ConfigError, ModelError
-from eo_batch.models.engine import Engine, find_device, open_once
+from eo_batch.models.engine import Engine, open_once
 from eo_batch.models.rsrefseg.config import RSRefSegConfig
 from eo_batch.models.rsrefseg.network import ImageFeatures, PromptFeatures, RSRefSeg
 from eo_batch.models.rsrefseg.pictures import enlarge
 from eo_batch.models.weights import WeightFiles, read_weights
-from eo_batch.models.weights.watch import Watch
 
 PARTS = tuple(part.name for part in fields(ImageFeatures))
 """What is kept of an image, each (B, ...)."""
@@ -96,31 +95,14 @@ class RSRefSegEngine(Engine[RSRefSeg]):
 
 
 def open_engine(files: WeightFiles, *, device: str, precision: str) -> RSRefSegEngine:
-    """The network of `files`; the one that this process already holds, if it does.
+    """The network of `files`; errors as `models.engine.open_once`."""
 
-    Parameters
-    ----------
-    device : "cpu", "cuda", or "auto": a GPU where there is one.
-    precision : "float32", "bfloat16" or "float16".
-
-    Raises
-    ------
-    ModelError : `model-load`.
-    IntegrityError : `weights-altered`: the file is no longer the one whose sha256 is in `files`.
-    ConfigError, ResourceError : as `find_device`.
-    """
-    place = find_device(device)
-
-    def make(lock: threading.Lock) -> RSRefSegEngine:
-        watch = Watch(files.weights, files.stamp)
+    def load(place: torch.device, dtype: torch.dtype) -> tuple[RSRefSeg, dict[str, Any]]:
         network = _load(files).requires_grad_(False)
-        dtype: torch.dtype = getattr(torch, precision)
         network.place(place, dtype)
-        watch.check()
-        on_gpu = place.type != "cpu"
-        return RSRefSegEngine(network, place, dtype, together=on_gpu, lock=lock, watch=None if on_gpu else watch)
+        return network, {}
 
-    return open_once(RSRefSegEngine, (files.sha256, precision), place, make)
+    return open_once(RSRefSegEngine, (files,), load, device=device, precision=precision)
 
 
 def _load(files: WeightFiles) -> RSRefSeg:

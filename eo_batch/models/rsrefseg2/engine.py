@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,13 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eo_batch.core.errors import ConfigError, ModelError
-from eo_batch.models.engine import Engine, find_device, open_once
+from eo_batch.models.engine import Engine, open_once
 from eo_batch.models.finder import Maps
 from eo_batch.models.rsrefseg2.config import RSRefSeg2Config
 from eo_batch.models.rsrefseg2.network import PARTS, ImageFeatures, PromptFeatures, RSRefSeg2
 from eo_batch.models.rsrefseg2.pictures import enlarge, fit
 from eo_batch.models.weights import WeightFiles, read_weights
-from eo_batch.models.weights.watch import Watch
 
 CALL_BYTES = 500
 """Memory per pixel of the network's side in float32 at the published sizes: the measured peak of a call beside the weights."""
@@ -103,31 +101,14 @@ class RSRefSeg2Engine(Engine[RSRefSeg2]):
 
 
 def open_engine(files: WeightFiles, *, device: str, precision: str) -> RSRefSeg2Engine:
-    """The network of `files`; the one that this process already holds, if it does.
+    """The network of `files`; errors as `models.engine.open_once`."""
 
-    Parameters
-    ----------
-    device : "cpu", "cuda", or "auto": a GPU where there is one.
-    precision : "float32", "bfloat16" or "float16".
-
-    Raises
-    ------
-    ModelError : `model-load`.
-    IntegrityError : `weights-altered`: the file is no longer the one whose sha256 is in `files`.
-    ConfigError, ResourceError : as `find_device`.
-    """
-    place = find_device(device)
-
-    def make(lock: threading.Lock) -> RSRefSeg2Engine:
-        watch = Watch(files.weights, files.stamp)
+    def load(place: torch.device, dtype: torch.dtype) -> tuple[RSRefSeg2, dict[str, Any]]:
         network = _load(files).requires_grad_(False)
-        dtype: torch.dtype = getattr(torch, precision)
         network.place(place, dtype)
-        watch.check()
-        on_gpu = place.type != "cpu"
-        return RSRefSeg2Engine(network, place, dtype, together=on_gpu, lock=lock, watch=None if on_gpu else watch)
+        return network, {}
 
-    return open_once(RSRefSeg2Engine, (files.sha256, precision), place, make)
+    return open_once(RSRefSeg2Engine, (files,), load, device=device, precision=precision)
 
 
 def _load(files: WeightFiles) -> RSRefSeg2:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,14 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eo_batch.models.engine import Engine, find_device, open_once
+from eo_batch.models.engine import Engine, open_once
 from eo_batch.models.finder import Maps
 from eo_batch.models.instances import gate, join
 from eo_batch.models.preparation import Preparation, read_preparation
 from eo_batch.models.refusals import refused
 from eo_batch.models.weights.folders import CONFIG, FolderFiles, read_folder
 from eo_batch.models.weights.networks import build_network, config_of
-from eo_batch.models.weights.watch import Watch
 
 DETECTOR, TRACKER = "detector_model.", ("tracker_model.", "tracker_neck.")
 """Beginnings of names of tensors: the published files hold a tracker of videos too, which is not used."""
@@ -158,37 +156,20 @@ class Sam3Engine(Engine[Any]):
 
 
 def open_engine(files: FolderFiles, *, device: str, precision: str) -> Sam3Engine:
-    """The network of `files`; the one that this process already holds, if it does.
+    """The network of `files`; errors as `models.engine.open_once`."""
 
-    Parameters
-    ----------
-    device : "cpu", "cuda", or "auto": a GPU where there is one.
-    precision : "float32", "bfloat16" or "float16".
-
-    Raises
-    ------
-    ModelError : `model-load`.
-    IntegrityError : `weights-altered`.
-    ConfigError, ResourceError : as `find_device`.
-    """
-    place = find_device(device)
-
-    def make(lock: threading.Lock) -> Sam3Engine:
+    def load(place: torch.device, dtype: torch.dtype) -> tuple[torch.nn.Module, dict[str, Any]]:
         from transformers import Sam3Config, Sam3Model
 
-        watch, dtype = Watch(files.weights, files.stamp), getattr(torch, precision)
         config = config_of(Sam3Config, _detector(files.config), where=str(files.folder / CONFIG))
         side = config.vision_config.backbone_config.image_size
         said = {**DEFAULTS, **files.processing, "size": side}  # it cannot look at another size
         preparation = read_preparation(said, where=str(files.folder))
         tensors = {name.removeprefix(DETECTOR): one for name, one in read_folder(files).items() if not name.startswith(TRACKER)}
         network = build_network(Sam3Model, config, tensors, where=str(files.folder)).to(place, dtype)
-        watch.check()
-        on_gpu = place.type != "cpu"
-        kept = None if on_gpu else watch
-        return Sam3Engine(network, place, dtype, together=on_gpu, lock=lock, watch=kept, preparation=preparation)
+        return network, {"preparation": preparation}
 
-    return open_once(Sam3Engine, (files.sha256, precision), place, make)
+    return open_once(Sam3Engine, (files,), load, device=device, precision=precision)
 
 
 def _detector(said: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from eo_batch.core.errors import IntegrityError
 
@@ -27,25 +28,22 @@ class Watch:
 
     Parameters
     ----------
-    path : the file, or several.
-    stamp : its stamp before its sha256 was made; of several files one each.
+    files : each with `weights`, a path or several, and `stamp`, made before their sha256: one for each path.
 
     Raises
     ------
     IntegrityError : `weights-altered`: it is another file by now.
     """
 
-    def __init__(self, path: Path | Sequence[Path], stamp: Stamp | Sequence[Stamp]) -> None:
-        paths = (path,) if isinstance(path, Path) else tuple(path)
-        stamps = (stamp,) if isinstance(path, Path) else tuple(stamp)
+    def __init__(self, files: Iterable[Any]) -> None:
         self._files: list[tuple[int, Stamp, Path]] = []
-        for one, known in zip(paths, stamps, strict=True):
+        for path, stamp in (pair for one in files for pair in _pairs(one)):
             try:
-                descriptor = os.open(one, os.O_RDONLY | os.O_CLOEXEC)
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
-                raise _altered(one) from None
+                raise _altered(path) from None
             weakref.finalize(self, os.close, descriptor)
-            self._files.append((descriptor, known, one))  # type: ignore[arg-type]
+            self._files.append((descriptor, stamp, path))
         self.check()
 
     def check(self) -> None:
@@ -53,6 +51,12 @@ class Watch:
         for descriptor, stamp, path in self._files:
             if stamp_of(descriptor) != stamp:
                 raise _altered(path)
+
+
+def _pairs(files: Any) -> list[tuple[Path, Stamp]]:
+    if isinstance(files.weights, Path):
+        return [(files.weights, files.stamp)]
+    return list(zip(files.weights, files.stamp, strict=True))
 
 
 def _altered(path: Path) -> IntegrityError:
