@@ -172,6 +172,15 @@ class Store:
                 return
         yield from self._walk(start, prefix)
 
+    def folders(self, prefix: str) -> tuple[str, ...]:
+        """Names of the directories in the directory `prefix`, sorted; none where there is no such directory."""
+        place = self.local_path(prefix)
+        with self._guard(prefix):
+            try:
+                return tuple(sorted(entry.name for entry in os.scandir(place) if entry.is_dir(follow_symlinks=False)))
+            except FileNotFoundError:
+                return ()
+
     def delete(self, path: str) -> None:
         """Remove the file `path`; nothing happens where there is none."""
         place = self.local_path(path)

@@ -20,7 +20,7 @@ from eo_batch.run.derived import kept_identity
 from eo_batch.run.events import Event, Listener, silent
 from eo_batch.run.executors import check_kind
 from eo_batch.run.features import check_keeps
-from eo_batch.run.generations import Generation, generations, newest
+from eo_batch.run.generations import Generation, check_no_gap, generations, newest
 from eo_batch.run.lease import Lease, acquire, check_free
 from eo_batch.run.ledger import receipt_keys
 from eo_batch.run.manifest import (
@@ -37,7 +37,7 @@ from eo_batch.run.merge import merge_and_publish, read_marker
 from eo_batch.run.plan import make_inputs_of, make_plan
 from eo_batch.run.request import Request
 from eo_batch.run.sitting import Sitting, sit
-from eo_batch.run.verify import requeue_damaged
+from eo_batch.run.verify import forget_damaged_manifests, requeue_damaged
 from eo_batch.version import __version__
 
 
@@ -165,10 +165,17 @@ def resume_run(
             listener(Event("warning", f"removed {lease.swept} partial files of a killed driver"))
         chain = generations(out)
         store = chain[-1]
+        check_no_gap(store)
+        if repair:
+            for text in forget_damaged_manifests(chain):
+                listener(Event("warning", text))
         found = store.exists("items.parquet")
         inputs = read_inputs(store) if found else make_inputs_of(read_request(store), listener=listener)
         identity = _who_answers(store, inputs)
         write_inputs(store, inputs, segmenter=identity, version=__version__)
+        for each in chain[:-1]:
+            if not each.exists("manifest.json"):
+                write_inputs(each, read_inputs(each), segmenter=identity, version=__version__)
         if repair:
             for text in requeue_damaged(chain, [read_inputs(each) for each in chain]):
                 listener(Event("warning", text))
@@ -179,7 +186,7 @@ def _who_answers(store: Generation, inputs: RunInputs) -> SegmenterIdentity:
     """The segmenter that goes on with a run; errors as `check_resumable`."""
     spec = inputs.request.spec
     identity = kept_identity(store) or identity_from(load_segmenter(spec.model, spec.source.bands))
-    manifest = read_manifest(store) or (read_manifest(store.earlier) if store.earlier else None)
+    manifest = next((found for each in reversed(generations(store.root)) if (found := read_manifest(each))), None)
     if manifest is not None:
         check_resumable(manifest, inputs, segmenter_digest=identity.digest)
     return identity

@@ -22,7 +22,7 @@ from eo_batch.outputs.cube import forget_shards
 from eo_batch.run.driver import RunSummary, conduct, identity_from
 from eo_batch.run.events import Event, Listener, silent
 from eo_batch.run.executors import check_kind
-from eo_batch.run.generations import Generation, newest
+from eo_batch.run.generations import Generation, check_no_gap, newest
 from eo_batch.run.lease import acquire, check_free
 from eo_batch.run.manifest import (
     RunInputs,
@@ -196,6 +196,7 @@ def _prepared(
     """All that can be known before the work: the run is whole, the prompts fit, and the segmenter minds no company."""
     base = newest(run)
     before = read_request(base)
+    check_no_gap(base)
     check_kind(executor or before.spec.cluster.kind)
     check_free(base)
     finished = _finished_inputs(base)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from eo_batch.core.errors import IntegrityError
 from eo_batch.outputs.store import Store
 
 OWN = ("request.json", "manifest.json", "parts", "receipts", "failures")
@@ -65,11 +66,46 @@ def newest(root: str | Path) -> Generation:
     return generations(root)[-1]
 
 
+def check_no_gap(store: Generation) -> None:
+    """Refuse to take `store` for the newest generation where files of a later one are: part of an extension is gone.
+
+    Raises
+    ------
+    IntegrityError : `shard-missing`.
+    """
+    for name in store.folders("extensions"):
+        left = next(store.list(f"extensions/{name}"), None) if name.isdigit() and int(name) > store.number else None
+        if left is not None:
+            lost = store.following.place("request.json")
+            folder = store.root / "extensions" / name
+            fix = f"Restore it from a copy, or give up what was added then: delete `{folder}` and all after it, and resume."
+            raise IntegrityError("shard-missing", f"{lost} is gone, but {left} is there", where=str(store.root), fix=fix)
+
+
 def published(root: str | Path) -> Generation:
     """The generation that readers see: the one that `COMPLETE.json` names, or the newest of a run that has none."""
     chain = generations(root)
     marker = _named(chain[0], "COMPLETE.json", "run")
     return next((store for store in chain if marker is not None and _manifest(store) == marker), chain[-1])
+
+
+def is_published(store: Generation) -> bool:
+    """`COMPLETE.json` names this generation."""
+    marker = _named(store, "COMPLETE.json", "run")
+    return marker is not None and _manifest(store) == marker
+
+
+def check_published(store: Generation) -> None:
+    """Refuse to read results as those of `store` where they are of a generation that is gone.
+
+    Raises
+    ------
+    IntegrityError : `receipt-mismatch`.
+    """
+    if store.exists("COMPLETE.json") and not is_published(store):
+        what, where = "COMPLETE.json speaks of another run", str(store.root)
+        fix = f"See `eo-batch verify {where}`; what is there is published by `eo-batch resume {where}`."
+        raise IntegrityError("receipt-mismatch", what, where=where, fix=fix)
 
 
 def with_manifest(root: str | Path, digest: str) -> Generation:

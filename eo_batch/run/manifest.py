@@ -118,7 +118,12 @@ def read_request(store: Store) -> Request:
             where=str(store.root),
             fix="Start one: eo-batch run PIPELINE --out RUN.",
         )
-    return request_from_json(store.get("request.json"), where="request.json")
+    try:
+        return request_from_json(store.get("request.json"), where=str(store.local_path("request.json")))
+    except ConfigError as error:
+        raise ConfigError(
+            error.code, error.what, where=error.where, why=error.why, fix=error.fix or _restore(store, "request.json")
+        ) from None
 
 
 def read_inputs(store: Store) -> RunInputs:
@@ -132,20 +137,16 @@ def read_inputs(store: Store) -> RunInputs:
     request = read_request(store)
     if not store.exists("items.parquet"):
         fix = "Run eo-batch resume RUN: it searches again."
-        raise IntegrityError("shard-missing", "items.parquet is not there", where=str(store.root), fix=fix)
+        raise IntegrityError("shard-missing", "items are not there", where=str(store.local_path("items.parquet")), fix=fix)
     data = store.get("items.parquet")
-    inputs = make_inputs(request, items_from_parquet(data))
     manifest = read_manifest(store)
-    if manifest is not None:
-        for name, now in (("request", request.digest), ("items", inputs.items.digest), ("items_file", sha256(data))):
-            if manifest[name] != now:
-                file = "request.json" if name == "request" else "items.parquet"
-                raise IntegrityError(
-                    "receipt-mismatch",
-                    f"{file} is not the file this run was started with",
-                    where=str(store.root),
-                    fix="Restore it from a copy, or start a new run.",
-                )
+    if manifest is not None and manifest["request"] != request.digest:
+        raise _replaced(store, "request.json")
+    if manifest is not None and manifest["items_file"] != sha256(data):  # before a damaged file is parsed
+        raise _replaced(store, "items.parquet")
+    inputs = make_inputs(request, items_from_parquet(data))
+    if manifest is not None and manifest["items"] != inputs.items.digest:
+        raise _replaced(store, "items.parquet")
     return inputs
 
 
@@ -168,9 +169,9 @@ def read_manifest(store: Store) -> dict[str, Any] | None:
     if not intact:
         raise IntegrityError(
             "receipt-mismatch",
-            "manifest.json was changed by hand or damaged",
-            where=str(store.root),
-            fix="Restore it from a copy.",
+            "changed by hand or damaged",
+            where=str(store.local_path("manifest.json")),
+            fix=_restore(store, "manifest.json"),
         )
     if manifest["format"] > FORMAT:
         raise ResumeError(
@@ -180,6 +181,21 @@ def read_manifest(store: Store) -> dict[str, Any] | None:
             fix="Install the newer eo-batch.",
         )
     return manifest
+
+
+def _replaced(store: Store, name: str) -> IntegrityError:
+    what = "not the file that this run was started with"
+    return IntegrityError("receipt-mismatch", what, where=str(store.local_path(name)), fix=_restore(store, name))
+
+
+def _restore(store: Store, name: str) -> str:
+    """What to do about a file that says what a run is."""
+    folder = store.local_path(name).parent
+    if folder != store.root and name == "manifest.json":
+        return f"Run eo-batch resume {store.root} --repair: it is written again."
+    if folder == store.root:
+        return "Restore it from a copy, or start a new run."
+    return f"Restore it from a copy, or give up what was added then: delete `{folder}` and all after it, and resume."
 
 
 def identity_of(manifest: dict[str, Any]) -> SegmenterIdentity:

@@ -35,7 +35,7 @@ from eo_batch.outputs.store import Store
 from eo_batch.products.rectangles import smallest_rectangles
 from eo_batch.products.rules import Box
 from eo_batch.products.suppress import drop_contained, suppress
-from eo_batch.run.generations import published
+from eo_batch.run.generations import check_published, published
 from eo_batch.run.manifest import RunInputs, read_inputs
 from eo_batch.run.merge import read_marker
 from eo_batch.run.zone_rows import LayerRules, Tally, zone_rows
@@ -79,8 +79,10 @@ def make_products(
     StoreError : the layers cannot be written; none is half-written.
     """
     store = run if isinstance(run, Store) else Store(run)
-    inputs, rules = read_inputs(published(store.root)), rules or LayerRules()
+    shown = published(store.root)
+    inputs, rules = read_inputs(shown), rules or LayerRules()
     marker = read_marker(store)
+    check_published(shown)
     if marker is None:
         fix = f"Finish it first: `eo-batch resume {store.root}`."
         raise ConfigError(

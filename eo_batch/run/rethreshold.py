@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eo_batch.core.arrays import least_step
-from eo_batch.core.errors import ConfigError, IntegrityError
+from eo_batch.core.errors import ConfigError
 from eo_batch.core.prompts import Prompt, PromptSet, normalise_text
 from eo_batch.outputs.store import Store
 from eo_batch.run.derived import DERIVED, with_prompts, write_derived
 from eo_batch.run.driver import RunSummary, conduct
 from eo_batch.run.events import Event, Listener, silent
 from eo_batch.run.executors import check_kind
-from eo_batch.run.generations import Generation, published
+from eo_batch.run.generations import Generation, check_published, published
 from eo_batch.run.lease import acquire, check_free
 from eo_batch.run.manifest import check_rules, identity_of, read_inputs, read_manifest, read_request, write_inputs
 from eo_batch.run.merge import read_marker
@@ -106,10 +106,7 @@ def finished_run(run: Path | str) -> Generation:
     request = read_request(base)
     where = str(base.root)
     marker = read_marker(base)
-    manifest = read_manifest(base)
-    if marker is not None and (manifest is None or manifest["digest"] != marker["run"]):
-        what = "COMPLETE.json speaks of another run"
-        raise IntegrityError("receipt-mismatch", what, where=where, fix=f"See `eo-batch verify {where}`.")
+    check_published(base)
     if marker is None or marker["partial"]:
         what = "the run is not finished" if marker is None else f"{marker['chunks']['failed']:,} chunks of the run failed"
         raise ConfigError("config-invalid", what, where=where, fix=f"Finish it first: `eo-batch resume {where}`.")

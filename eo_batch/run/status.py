@@ -10,7 +10,7 @@ import numpy as np
 
 from eo_batch.core.records import ChunkFailure
 from eo_batch.run.features import FOLDER, kept_features
-from eo_batch.run.generations import Generation, newest, published
+from eo_batch.run.generations import Generation, is_published, newest
 from eo_batch.run.lease import holder
 from eo_batch.run.ledger import failures, receipt_keys
 from eo_batch.run.manifest import RunInputs, read_manifest, read_request
@@ -90,7 +90,7 @@ def status_of(store: Generation) -> Status:
     request = read_request(store)
     manifest = read_manifest(store)
     driver = holder(store)
-    if store.exists("COMPLETE.json") and published(store.root).number == store.number:
+    if is_published(store):
         state = "complete"
     elif driver and driver["alive"] is not False:
         state = "running" if manifest else "starting"

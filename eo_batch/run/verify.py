@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from eo_batch.core.digest import ListDigest, sha256
-from eo_batch.core.errors import EoBatchError, IntegrityError
+from eo_batch.core.errors import ConfigError, EoBatchError, IntegrityError
 from eo_batch.run.events import Event, Listener, silent
-from eo_batch.run.generations import Generation, generations, published
+from eo_batch.run.generations import Generation, check_no_gap, generations, published
 from eo_batch.run.ledger import failures, get_receipt, receipt_keys, receipt_path
 from eo_batch.run.manifest import RunInputs, read_inputs, read_manifest, read_request
 from eo_batch.run.merge import read_marker
@@ -73,15 +73,12 @@ def verify_run(out: Path, *, read_data: bool = True, listener: Listener = silent
     """
     chain = generations(out)
     store = chain[0]
-    try:
-        if read_manifest(store) is None and not store.exists("items.parquet"):
-            read_request(store)
-            return Verification(store.root, False, 0, 0, ())  # stopped before its search was done: nothing to check
-        inputs = [read_inputs(store) for store in chain]
-    except IntegrityError as error:
-        path = "items.parquet" if error.code == "shard-missing" else store.place("manifest.json")
-        return Verification(store.root, False, 0, 0, (Problem(error.code, "", path, str(error)),))
-    problems: list[Problem] = []
+    if not (store.exists("manifest.json") or store.exists("items.parquet")):
+        read_request(store)
+        return Verification(store.root, False, 0, 0, ())  # stopped before its search was done: nothing to check
+    inputs, problems = _check_inputs(chain)
+    if problems:
+        return Verification(store.root, False, 0, 0, tuple(problems))
     chunks = files = done = 0
     total = sum(frozen.chunk_count for frozen in inputs)
     for store in chain:
@@ -92,7 +89,25 @@ def verify_run(out: Path, *, read_data: bool = True, listener: Listener = silent
             problems += found
             listener(Event("chunk", key, done, total))
     complete, found = _check_marker(chain, inputs, read_data=read_data)
-    return Verification(store.root, complete, chunks, files, (*problems, *found))
+    return Verification(chain[0].root, complete, chunks, files, (*problems, *found))
+
+
+def forget_damaged_manifests(chain: Sequence[Generation]) -> list[str]:
+    """Delete manifests that are damaged, so that they are written again; one line each.
+
+    One that is whole must be left: it says who answered, and holds the others to it.
+    """
+    damaged = {}
+    for store in chain:
+        try:
+            read_manifest(store)
+        except IntegrityError as error:
+            damaged[store] = f"repair: {error.what}: {store.place('manifest.json')}"
+    if len(damaged) == len(chain):
+        return []
+    for store in damaged:
+        store.delete("manifest.json")
+    return list(damaged.values())
 
 
 def requeue_damaged(chain: Sequence[Generation], inputs: Sequence[RunInputs]) -> list[str]:
@@ -121,6 +136,28 @@ def requeue_damaged(chain: Sequence[Generation], inputs: Sequence[RunInputs]) ->
     return said
 
 
+def _check_inputs(chain: Sequence[Generation]) -> tuple[list[RunInputs], list[Problem]]:
+    """Inputs of all generations, and what is wrong with the files that say what the run is."""
+    inputs: list[RunInputs] = []
+    problems: dict[str, Problem] = {}
+    for store in chain:
+        try:
+            inputs.append(read_inputs(store))
+        except (ConfigError, IntegrityError) as error:
+            is_config = isinstance(error, ConfigError)
+            path = store.place("request.json") if is_config else Path(error.where).relative_to(store.root).as_posix()
+            problems.setdefault(path, Problem(error.code, "", path, str(error)))
+        path = store.place("manifest.json")
+        if store is not chain[-1] and not store.exists("manifest.json"):
+            problems[path] = Problem("shard-missing", "", path, f"{path} is missing")
+    try:
+        check_no_gap(chain[-1])
+    except IntegrityError as error:
+        path = chain[-1].following.place("request.json")
+        problems[path] = Problem(error.code, "", path, str(error))
+    return inputs, list(problems.values())
+
+
 def _check_chunks(store: Generation, *, read_data: bool) -> Iterator[tuple[str, int, list[Problem]]]:
     """Of every chunk of a generation: its key, how many files were checked, and what is wrong.
 
@@ -132,6 +169,10 @@ def _check_chunks(store: Generation, *, read_data: bool) -> Iterator[tuple[str, 
         except IntegrityError as error:
             yield key, 0, [Problem(error.code, key, store.place(receipt_path(key)), str(error))]
             continue
+        if store.earlier is not None and not store.earlier.exists(receipt_path(key)):
+            path = store.earlier.place(receipt_path(key))
+            yield key, 0, [Problem("shard-missing", key, path, f"chunk {key}: {path} is missing")]
+            continue
         shared = {path: sha for path, sha in _files_before(store, key).items() if store.place(path) == path}
         own = {path: sha for path, sha in receipt.files.items() if path not in shared}
         found = [_contradiction(store, key, path) for path, sha in shared.items() if receipt.files.get(path) != sha]
@@ -139,8 +180,8 @@ def _check_chunks(store: Generation, *, read_data: bool) -> Iterator[tuple[str, 
 
 
 def _files_before(store: Generation, key: str) -> Mapping[str, str]:
-    """Files of the chunk in the generation before; none where its receipt is gone or damaged, which is told there."""
-    if store.earlier is None or not store.earlier.exists(receipt_path(key)):
+    """Files of the chunk in the generation before; none where its receipt is damaged, which is told there."""
+    if store.earlier is None:
         return {}
     try:
         return get_receipt(store.earlier, key).files

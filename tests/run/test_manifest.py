@@ -90,5 +90,5 @@ def test_a_catalog_that_changes_pixels_makes_another_request(toy: Path) -> None:
 def test_an_edited_catalog_in_a_stored_request_is_found(toy: Path, golden: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(golden, tmp_path / "run"))
     (run / "request.json").write_bytes(rescaled(load_pipeline(toy / "pipeline.toml")).to_json())
-    with pytest.raises(IntegrityError, match="request.json is not the file"):
+    with pytest.raises(IntegrityError, match="request.json: not the file"):
         resume_run(run, executor="serial")
