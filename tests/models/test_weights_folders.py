@@ -6,9 +6,11 @@ import hashlib
 import json
 import logging
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -200,7 +202,8 @@ def test_a_tensor_in_two_files_is_refused(folder: Path) -> None:
 def test_a_watch_of_several_files_notices_each(folder: Path) -> None:
     shutil.copy(folder / WEIGHTS, folder / "other.safetensors")
     paths = (folder / WEIGHTS, folder / "other.safetensors")
-    watch = Watch(paths, [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in map(Path.stat, paths)])
+    stamps = tuple((s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in map(Path.stat, paths))
+    watch = Watch((SimpleNamespace(weights=paths, stamp=stamps),))
     watch.check()
     with paths[1].open("ab") as file:
         file.write(b"x")
@@ -463,7 +466,15 @@ def test_half_precision_is_widened_once(saved: Path, folder: Path) -> None:
         (lambda t: t.update(more=torch.zeros(3)), "1 unexpected: more"),
         (lambda t: t.update({"decoder.film_mul.bias": torch.zeros(3)}), "1 mismatched: .*decoder.film_mul.bias"),
         (lambda t: t["decoder.film_mul.bias"].fill_(float("nan")), "decoder.film_mul.bias holds NaN"),
-        (lambda t: [t.pop(name) for name in sorted(t)[3:]], "layers and comes with|numbers instead of"),
+        (
+            lambda t: t.update({"decoder.film_mul.bias": torch.full((16,), 1e300, dtype=torch.float64)}),
+            "decoder.film_mul.bias holds NaN",
+        ),
+        (
+            lambda t: t.update({"decoder.film_mul.bias": t["decoder.film_mul.bias"].int()}),
+            "1 of no real numbers: decoder.film_mul",
+        ),
+        (lambda t: [t.pop(name) for name in sorted(t)[3:]], "more than 12 tensors, and comes with 3"),
     ],
 )
 def test_tensors_that_are_not_those_of_the_network_are_named(folder: Path, damage: Any, said: str) -> None:
@@ -513,6 +524,51 @@ def test_what_a_config_says_of_code_files_and_devices_is_left_out(folder: Path, 
     (folder / "evil.py").write_text("raise SystemExit('ran')")
     one, other = build(folder).state_dict(), build(saved).state_dict()
     assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_a_config_can_count_no_labels_without_names(folder: Path) -> None:
+    change(folder / CONFIG, num_labels=100_000)
+    assert len(build(folder).config.id2label) == 2
+
+
+@pytest.mark.parametrize(
+    "parts", [{"mask_decoder_config": {"num_multimask_outputs": 200_000}}, {"blocks_per_stage": [1, 1, 200_000, 1]}]
+)
+def test_a_network_is_not_built_any_further_when_it_has_more_tensors_than_came(parts: dict[str, Any]) -> None:
+    from transformers import Sam2Config, Sam2Model
+
+    hiera = {"model_type": "sam2_hiera_det_model", "blocks_per_stage": parts.pop("blocks_per_stage", [1, 1, 1, 1])}
+    said = {"vision_config": {"model_type": "sam2_vision_model", "backbone_config": hiera}, **parts}
+    began = time.process_time()
+    with pytest.raises(ModelError, match="more than 40 tensors, and comes with 10"):
+        build_network(
+            Sam2Model, config_of(Sam2Config, said, where="x"), {str(n): torch.ones(10**6) for n in range(10)}, where="x"
+        )
+    assert time.process_time() - began < 5
+
+
+def test_tables_that_a_network_makes_itself_count_too() -> None:
+    from transformers import Sam3ViTConfig, Sam3ViTModel
+
+    config = config_of(Sam3ViTConfig, {"hidden_size": 32, "num_attention_heads": 2, "window_size": 9000}, where="x")
+    with pytest.raises(ModelError, match="numbers instead of"):
+        build_network(Sam3ViTModel, config, {str(n): torch.ones(1000) for n in range(400)}, where="x")
+
+
+def test_networks_of_libraries_that_are_not_here_are_refused() -> None:
+    from transformers import Sam3Config
+
+    said = {"vision_config": {"backbone_config": {"model_type": "timm_wrapper", "architecture": "resnet50"}}}
+    with pytest.raises(ModelError, match="model-load: .*timm"):
+        config_of(Sam3Config, said, where="x")
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS, "preprocessor_config.json", "merges.txt", RECORD])
+def test_files_that_the_disk_does_not_give_are_named(folder: Path, name: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("/proc/self/mem")  # a regular file that nobody can read from its beginning
+    with pytest.raises(ModelError, match=f"model-load: .*{name}: could not be read"):
+        find_folder(folder)
 
 
 # the command

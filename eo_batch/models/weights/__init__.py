@@ -284,7 +284,7 @@ def regular_file(path: Path) -> int:
         fix = "Check the path, or fetch published weights: eo-batch models fetch NAME."
         raise ModelError("weights-missing", "there is no such file", where=str(path), fix=fix) from None
     except OSError as error:
-        raise ModelError("model-load", "could not be read", where=str(path), why=os.strerror(error.errno or 0)) from None
+        raise unreadable(path, error) from None
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
         raise ModelError("weights-missing", f"is {kind}", where=str(path), fix="Give the path of one file of weights.")
@@ -310,12 +310,26 @@ def local_path(named: str) -> Path:
 
 
 def file_sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file, read piece by piece."""
+    """Hexadecimal sha256 of a file, read piece by piece.
+
+    Raises
+    ------
+    ModelError : `model-load`: unreadable.
+    """
     made = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(READ_BYTES):
-            made.update(piece)
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(READ_BYTES):
+                made.update(piece)
+    except OSError as error:
+        raise unreadable(path, error) from None
     return made.hexdigest()
+
+
+def unreadable(path: Path, error: OSError) -> ModelError:
+    """What the disk says of a file of a network, in our words."""
+    fix = "Check who may read it, and the disk."
+    return ModelError("model-load", "could not be read", where=str(path), why=os.strerror(error.errno or 0), fix=fix)
 
 
 def _path_of(named: str) -> Path:

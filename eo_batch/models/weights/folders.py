@@ -27,6 +27,7 @@ from eo_batch.models.weights import (
     parse_config,
     read_weights,
     regular_file,
+    unreadable,
     weights_folder,
 )
 from eo_batch.models.weights.checkpoints import Listener
@@ -58,7 +59,7 @@ class FolderFiles:
     weights : safetensors files, in order.
     tokenizer : `tokenizer.json`, or `vocab.json` with `merges.txt` beside it, or `vocab.txt`; None where there is none.
     sha256 : of all these files together: the identity of the network.
-    stamp : of each file of weights before its sha256 was made; for `Watch(files.weights, files.stamp)`.
+    stamp : of each file of weights before its sha256 was made; for `Watch`.
     sums : name of each file -> its own sha256.
     """
 
@@ -312,6 +313,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ModelError("model-load", "is too long for a description of a network", where=str(path))
     try:
         return parse_config(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise unreadable(path, error) from None
     except (ValueError, RecursionError) as error:  # also no UTF-8, no JSON
         why = str(error)[:200]
         raise ModelError("model-load", "is no description of a network", where=str(path), why=why) from None

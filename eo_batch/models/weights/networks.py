@@ -6,20 +6,27 @@ did not find, or did not use, is an error. The network is built by its class, ne
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import threading
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from eo_batch.core.errors import ModelError
 from eo_batch.models.weights import ALIGNED_BYTES, check_values, need_libraries, some_names
 
-LAYERED = ("layers", "depth", "depths", "blocks")
-"""Last words of settings that count parts of a network, each of which holds tensors."""
 LARGER = 4
-"""A description of a network so many times larger than its tensors is refused."""
-NONSENSE = (ValueError, TypeError, RuntimeError, KeyError, IndexError, AttributeError, ArithmeticError, NotImplementedError)
-"""What classes of the library raise at settings that no network has."""
+"""A description of a network so many times larger than its tensors, or with so many times more of them, is refused."""
+TABLES = 1 << 24
+"""So many numbers more may be in tables that the network makes itself."""
+NONSENSE = (ValueError, TypeError, RuntimeError, LookupError, AttributeError, ArithmeticError, ImportError)
+"""What classes of the library raise at settings that no network has; the last at names of networks that other libraries have."""
+DROPPED = (
+    *("auto_map", "quantization_config", "torch_dtype", "dtype", "device_map", "name_or_path", "transformers_weights"),
+    *("return_dict", "output_attentions", "output_hidden_states", "num_labels"),
+)
+"""Settings that name code, a data type, a device, another file, or another form of answers; labels are counted by their names."""
 
 
 def config_of(kind: Any, said: Mapping[str, Any], *, where: str) -> Any:
@@ -69,9 +76,9 @@ def build_network(
 
     given = {name: tensor for name, tensor in tensors.items() if name not in tolerated}
     _check_size(kind, config, given, where=where)
-    for name, tensor in given.items():
-        check_values(name, tensor, tensor, where=where)
     wide = {name: _own(tensor, copied=copied) for name, tensor in given.items()}
+    for name, tensor in wide.items():  # as it is used: what is finite in 64 bits may not be in 32
+        check_values(name, tensor, tensor, where=where)
     with quiet():  # it reports in a table what becomes an error here
         try:
             network, report = kind.from_pretrained(
@@ -85,6 +92,8 @@ def build_network(
         except NONSENSE as error:  # how the library refuses shapes
             raise _unfit("the tensors are not those of the network", where, " ".join(str(error).split())[:300]) from None
     found = {what: sorted(map(str, report.get(f"{what}_keys", ()))) for what in ("missing", "unexpected", "mismatched")}
+    kinds = {name: one.is_floating_point() for name, one in network.state_dict().items()}
+    found["of no real numbers"] = [name for name, one in wide.items() if kinds.get(name, False) and not one.is_floating_point()]
     said = "; ".join(f"{len(keys):,} {what}: {some_names(keys)}" for what, keys in found.items() if keys)
     if said:
         raise _unfit("the tensors are not those of the network", where, said)
@@ -109,42 +118,50 @@ def quiet() -> Iterator[None]:
 
 
 def _plain(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without those that name code, a data type, a device or another file."""
-    dropped = ("auto_map", "quantization_config", "torch_dtype", "dtype", "device_map", "_name_or_path", "name_or_path")
+    """Settings that describe a network."""
     return {
         name: _plain(value) if isinstance(value, Mapping) else value
         for name, value in said.items()
-        if name not in dropped and not name.startswith("_") and not name.endswith("_implementation")
+        if name not in DROPPED and not name.startswith("_") and not name.endswith("_implementation")
     }
-
-
-def _counts(value: Any) -> Iterable[int]:
-    """Every number of layers that a config names; of a list their sum."""
-    if not isinstance(value, Mapping):
-        return
-    for name, inner in value.items():
-        yield from _counts(inner)
-        if str(name).rpartition("_")[2] in LAYERED:
-            numbers = inner if isinstance(inner, list | tuple) else [inner]
-            yield sum(number for number in numbers if isinstance(number, int) and not isinstance(number, bool))
 
 
 def _check_size(kind: Any, config: Any, tensors: Mapping[str, Any], *, where: str) -> None:
     """Refuse a description of a network that is far larger than its tensors, before anything of that size is made."""
     import torch
 
-    counted = max(_counts(config.to_dict()), default=0)
-    if counted > len(tensors):
-        why = f"it describes {counted:,} layers and comes with {len(tensors):,} tensors"
-        raise _unfit("does not describe a network that can be built", where, why)
     try:
-        with torch.device("meta"), quiet():
-            expected = sum(tensor.numel() for tensor in kind(config).state_dict().values())
+        with torch.device("meta"), quiet(), _at_most(LARGER * len(tensors)):
+            network = kind(config)
     except NONSENSE as error:
         raise _unfit("does not describe a network that can be built", where, " ".join(str(error).split())[:200]) from None
+    expected = sum(tensor.numel() for tensor in (*network.parameters(), *network.buffers()))
     found = sum(tensor.numel() for tensor in tensors.values())
-    if expected > LARGER * found:
+    if expected > LARGER * found + TABLES:
         raise _unfit("the tensors are not those of the network", where, f"{found:,} numbers instead of {expected:,}")
+
+
+@contextmanager
+def _at_most(tensors: int) -> Iterator[None]:
+    """A network that this thread builds has no more tensors than this.
+
+    Raises
+    ------
+    ValueError : it has.
+    """
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    made, thread = itertools.count(1), threading.get_ident()
+
+    def count(*_: Any) -> None:
+        if threading.get_ident() == thread and next(made) > tensors:
+            raise ValueError(f"it describes a network of more than {tensors:,} tensors, and comes with {tensors // LARGER:,}")
+
+    counting = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        counting.remove()
 
 
 def _own(tensor: Any, *, copied: bool) -> Any:

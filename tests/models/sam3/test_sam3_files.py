@@ -82,7 +82,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no tokenizer of CLIP": (lambda f: (f / "tokenizer.json").write_text("{}"), "model-load"),
     "nonsense": (lambda f: change(f / "config.json", detr_encoder_config={"num_layers": -3}), "model-load"),
     "a huge network": (lambda f: change(f / "config.json", detr_decoder_config={"num_queries": 9_000_000}), "model-load"),
-    "too many layers": (lambda f: change(f / "config.json", detr_encoder_config={"num_layers": 900_000}), "900,"),
+    "too many layers": (lambda f: change(f / "config.json", detr_encoder_config={"num_layers": 900_000}), "more than"),
     "another preparation": (
         lambda f: (f / "processor_config.json").write_text('{"image_processor": {"do_resize": false}}'),
         "do_resize",
