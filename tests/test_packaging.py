@@ -249,7 +249,7 @@ MODULES = {
     "odc": "odc-geo",
     "huggingface_hub": "huggingface-hub",
 }
-BROUGHT_ALONG = {"affine": "rasterio", "pandas": "geopandas", "tokenizers": "transformers", "urllib3": "requests"}
+BROUGHT_ALONG = {"affine": "rasterio", "pandas": "geopandas", "urllib3": "requests"}
 
 
 def test_everything_that_is_imported_is_a_declared_dependency() -> None:
