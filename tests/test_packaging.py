@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import yaml
+from fetched import as_fetched, free_line
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from tinyclipseg import as_fetched, free_line
-from tinyfinders import as_fetched as finders_as_fetched
-from tinyfinders import free_lines
+from tinyclipseg import make_tiny as make_tiny_clipseg
+from tinyfinders import MAKERS
 from tinyref import make_tiny as make_tiny_rsrefseg
 from tinysam import make_tiny
 
@@ -30,6 +30,8 @@ from eo_batch.models.weights import published
 ROOT = Path(__file__).resolve().parents[1]
 PIPELINES = sorted((ROOT / "pipelines").glob("*.toml"))
 CATALOGS = sorted((ROOT / "catalogs").glob("*.toml"))
+NETWORKS = {"clipseg": make_tiny_clipseg, **MAKERS}
+"""Networks that are fetched as folders, and what writes small ones."""
 CONDA_NAMES = {"torch": "pytorch"}
 REQUIRED = {"dask", "xarray", "rioxarray", "rasterio", "torch", "geopandas", "zarr", "stackstac", "pystac-client"}
 
@@ -146,15 +148,15 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     make_tiny(folder / "remotesam", name="remotesam")
     make_tiny_rsrefseg(folder / "rsrefseg", name="rsrefseg")
-    as_fetched(folder)
-    finders_as_fetched(folder)
+    for name, make in NETWORKS.items():
+        as_fetched(folder, name, make)
     return folder
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
 def test_pipeline_is_valid_and_its_prompts_are_served(path: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EO_BATCH_WEIGHTS", str(small_weights))
-    monkeypatch.setattr(published, "FOLDERS", (free_line(), *free_lines()))
+    monkeypatch.setattr(published, "FOLDERS", tuple(free_line(name) for name in NETWORKS))
     spec = parse_pipeline(path.read_bytes(), where=path.name)
     assert path.read_text().startswith("# "), "the first line says what it maps"
     segmenter = load_segmenter(spec.model, spec.source.bands)

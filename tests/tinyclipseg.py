@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from eo_batch.core.prompts import Prompt, PromptSet
 from eo_batch.core.spec import ModelSpec
 from eo_batch.models.finder import FinderSegmenter
 from eo_batch.models.registry import load_segmenter
-from eo_batch.models.weights.published import FOLDERS, FolderFile, PublishedFolder
 
 RGB = ("red", "green", "blue")
 SIDE, PATCH = 64, 16
@@ -61,22 +58,6 @@ def make_tiny(folder: Path, *, seed: int = 5, **sizes: Any) -> Path:
     (folder / "preprocessor_config.json").write_text(json.dumps(said))
     write_words(folder)
     return folder
-
-
-def free_line() -> PublishedFolder:
-    """The line of the table that `clipseg` is fetched by, if nobody had pinned it."""
-    line = FOLDERS[0]
-    return replace(line, revision="", files=tuple(FolderFile(file.filename) for file in line.files))
-
-
-def as_fetched(weights: Path) -> None:
-    """Put a small network into a weights folder, as `free_line()` would have fetched it."""
-    line, commit = free_line(), "c" * 40
-    folder = weights / line.name / commit
-    folder.mkdir(parents=True)
-    make_tiny(folder)
-    sums = {file.filename: hashlib.sha256((folder / file.filename).read_bytes()).hexdigest() for file in line.files}
-    (folder / "fetched.json").write_text(json.dumps({"repo": line.repo, "revision": commit, "files": sums}))
 
 
 def load_tiny(folder: Path, *, bands: tuple[str, ...] = RGB, window_px: int = SIDE, **options: Any) -> FinderSegmenter:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from eo_batch.core.prompts import Prompt, PromptSet
 from eo_batch.core.spec import ModelSpec
 from eo_batch.models.finder import FinderSegmenter
 from eo_batch.models.registry import load_segmenter
-from eo_batch.models.weights.published import FOLDERS, FolderFile, PublishedFolder
 
 RGB = ("red", "green", "blue")
 WORDS = ["a", "bright", "dark", "field", "of", "lake", "left", "on", "ship", "the", "water", "solar", "panel"]
@@ -122,21 +119,6 @@ def make_sam2(folder: Path, *, seed: int = 0, **changed: Any) -> Path:
     network.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps({"size": {"height": SIDE, "width": SIDE}, "resample": 2}))
     return folder
-
-
-def free_lines() -> tuple[PublishedFolder, ...]:
-    """The lines of the table that these networks are fetched by, if nobody had pinned them."""
-    lines = [line for line in FOLDERS if line.name in MAKERS]
-    return tuple(replace(one, revision="", files=tuple(FolderFile(file.filename) for file in one.files)) for one in lines)
-
-
-def as_fetched(weights: Path) -> None:
-    """Put the small networks into a weights folder, as `free_lines()` would have fetched them."""
-    commit = "c" * 40
-    for line in free_lines():
-        folder = MAKERS[line.name](weights / line.name / commit)
-        sums = {file.filename: hashlib.sha256((folder / file.filename).read_bytes()).hexdigest() for file in line.files}
-        (folder / "fetched.json").write_text(json.dumps({"repo": line.repo, "revision": commit, "files": sums}))
 
 
 MAKERS = {"sam3": make_sam3, "grounding-dino": make_detector, "sam2": make_sam2}
