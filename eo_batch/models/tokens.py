@@ -6,9 +6,12 @@ There is no mask and no padding: the pooled vector is that of the last position,
 
 from __future__ import annotations
 
+import base64
+import json
+import math
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +32,8 @@ FILES = ("tokenizer.json", "spiece.model")
 """Names under which SigLIP's words are published, the first that is there is used."""
 MOST_BYTES = 64 << 20
 """A larger file holds no words."""
+MOST_GROWTH = 1 << 16
+"""A file whose rules may make a letter longer than this is hostile: a few of them would fill all memory."""
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -160,10 +165,24 @@ def _open(path: Path) -> tuple[Any, bytes]:
         with _judging(path):
             is_json = data.lstrip()[:1] == b"{"
             tokenizer = Library.from_str(data.decode("utf-8")) if is_json else tokenizer_of(read_pieces(data))
+    with _judging(path):
+        growth = _growth(json.loads(tokenizer.normalizer.__getstate__())) if tokenizer.normalizer is not None else 1
+    if growth > MOST_GROWTH:
+        raise _unusable(path, "is no tokenizer", "its rules make a text too long")
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True  # a mark that somebody writes into a prompt is text
     return tokenizer, data
+
+
+def _growth(rules: Mapping[str, Any]) -> int:
+    """How long at most a letter can become by the rules of a `tokenizer.json`, as the library describes them."""
+    if rules["type"] == "Sequence":
+        return math.prod(_growth(step) for step in rules["normalizers"])
+    if rules["type"] == "Precompiled":  # SentencePiece's: the length of a table, the table, then texts, a zero after each
+        blob = base64.b64decode(rules["precompiled_charsmap"])
+        return max(1, *map(len, blob[4 + int.from_bytes(blob[:4], "little") :].split(b"\0")))
+    return 1 + len(rules.get("content", "")) + len(rules.get("prepend", ""))
 
 
 @contextmanager

@@ -174,6 +174,35 @@ def test_rules_that_end_in_nowhere_are_an_error_of_the_file(tmp_path: Path) -> N
         Tokenizer(path)("water")
 
 
+@pytest.mark.parametrize(
+    "rules",
+    [
+        [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 300}] * 2,
+        [{"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "x" * 100_000}]}],
+    ],
+)
+def test_rules_that_make_a_text_endless_are_refused(words: Path, rules: list[dict[str, object]]) -> None:
+    content = json.loads(words.read_text())
+    words.write_text(json.dumps(content | {"normalizer": {"type": "Sequence", "normalizers": rules}}))
+    with pytest.raises(ModelError, match="make a text too long"):
+        Tokenizer(words)
+
+
+def test_a_rule_of_sentencepiece_that_makes_a_letter_endless_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "spiece.model"
+    path.write_bytes(spiece(kinds(), rules=struct.pack("<I", 16) + bytes(16) + b"a" * 70_000 + bytes(1)))
+    with pytest.raises(ModelError, match="make a text too long"):
+        Tokenizer(path)
+
+
+@pytest.mark.parametrize("steps", [[], [("Lowercase", {}), ("Replace", {"pattern": {"Regex": "[.,]"}, "content": ""})]])
+def test_plain_rules_are_kept(words: Path, steps: list[tuple[str, dict[str, object]]]) -> None:
+    content = json.loads(words.read_text())
+    rules = [{"type": kind, **named} for kind, named in steps]
+    words.write_text(json.dumps(content | {"normalizer": {"type": "Sequence", "normalizers": rules}}))
+    assert Tokenizer(words)("the water").pieces == ("\u2581the", "\u2581water")
+
+
 def test_a_huge_file_is_not_read(words: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "MOST_BYTES", 10)
     with pytest.raises(ModelError, match="is larger than"):
