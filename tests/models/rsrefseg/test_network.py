@@ -271,6 +271,8 @@ def test_short_numbers_give_nearly_the_same_mask(network: RSRefSeg, dtype: torch
     assert float((ours - truth).abs().mean() / truth.std()) < (0.1 if dtype == torch.bfloat16 else 0.02)
     assert short.sam.vision_encoder.layers[0].attn.qkv.weight.dtype == dtype
     assert short.encoder.text_model.final_layer_norm.weight.dtype == torch.float32
+    assert short.sam.shared_image_embedding.positional_embedding.dtype == torch.float32
+    assert short.prompter.channel.bn.running_var.dtype == torch.float32
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 63, 64), (1, 4, 64, 64), (3, 64, 64), (1, 3, 128, 128)])

@@ -5,6 +5,7 @@ Tolerances are shares of the spread (standard deviation) of what is compared, in
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -99,6 +100,23 @@ def test_pictures_are_resized_in_their_shape_as_the_training_did(read: Callable[
     assert np.array_equal(made[:height:9, :width:9], case.numbers["pixels"])
     assert not made[height:].any()
     assert not made[:, width:].any()
+
+
+@pytest.mark.parametrize(
+    ("shape", "side", "made"),
+    [((100, 131), 128, (98, 128)), ((131, 100), 128, (128, 98)), ((3, 1000), 128, (1, 128)), ((800, 800), 1024, (1024, 1024))],
+)
+def test_the_shorter_side_is_rounded_half_up_and_never_nothing(shape: tuple[int, int], side: int, made: tuple[int, int]) -> None:
+    assert fitted(*shape, side) == made
+
+
+def test_what_short_numbers_would_spoil_stays_long(read: Callable[[str], Any]) -> None:
+    network = copy.deepcopy(read("tiny_a").network)
+    network.place(torch.device("cpu"), torch.bfloat16)
+    long = {name for name, tensor in network.state_dict().items() if tensor.dtype == torch.float32}
+    assert {"sam.shared_image_embedding.positional_embedding", "encoder.logit_scale", "prompter.dense_norm.running_var"} < long
+    assert {name.split(".")[1] for name in long if name.startswith("prompter.")} == {"text_blocks", "dense_norm"}
+    assert network.sam.mask_decoder.iou_token.weight.dtype == torch.bfloat16
 
 
 def test_prompts_together_answer_as_alone_to_the_bit(read: Callable[[str], Any]) -> None:

@@ -17,6 +17,7 @@ from eo_batch.core.prompts import Prompt, PromptSet
 from eo_batch.core.spec import ModelSpec
 from eo_batch.models.inference import probe_segmenter
 from eo_batch.models.registry import BUILT_IN, load_segmenter
+from eo_batch.models.rsrefseg2.conversion import settings_of
 from eo_batch.models.rsrefseg2.tokens import open_tokenizer
 from eo_batch.models.segmenter import Segmenter, explain_prompts, feature_keeper, prompt_warnings
 from eo_batch.models.weights import find_weights, read_weights
@@ -178,6 +179,12 @@ def test_conversion_merges_the_low_rank_updates_and_remembers_its_source(weights
     files = find_weights(weights)
     assert (files.architecture, len(files.source_sha256)) == ("rsrefseg2", 64)
     assert dict(files.config) == case.config.as_dict()
+
+
+def test_the_rank_of_updates_is_read_from_the_checkpoint() -> None:
+    update = {"clip_text_encoder.base_model.model.model.head.lora_A.default.weight": torch.empty(32, 1152, device="meta")}
+    assert [settings_of(tensors, None)["lora_r"] for tensors in ({}, update)] == [16, 32]
+    assert settings_of(update, {"lora_r": 8, "lora_alpha": 4})["lora_alpha"] == 4
 
 
 @pytest.mark.parametrize(
