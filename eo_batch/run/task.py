@@ -22,7 +22,7 @@ from eo_batch.outputs.cube import encode_shard, shard_path
 from eo_batch.outputs.footprints import part_path
 from eo_batch.outputs.trace import PART_SCHEMA, join_parts, part_bytes, trace_chunk
 from eo_batch.run.answers import Answered, Answers, fresh_answers
-from eo_batch.run.earlier import added_prompts, earlier_of
+from eo_batch.run.earlier import added_prompts, check_scene, earlier_of
 from eo_batch.run.generations import Generation, with_manifest
 from eo_batch.run.ledger import put_receipt
 from eo_batch.run.manifest import RunInputs, read_inputs
@@ -85,7 +85,7 @@ def run_chunk(run: RunContext, chunk: Chunk) -> ChunkReceipt:
     earlier = earlier_of(run.store, chunk)
     found = run.answers.answer(chunk, inside, clock)
     facts = _facts(run, found, inside)
-    earlier.check_scene(chunk, facts)
+    check_scene(run.store, earlier, chunk, facts=facts, observed=found.observed, grid=run.inputs.grid)
     traced = PART_SCHEMA.empty_table()
     if found.observed.any():
         with clock("trace"):

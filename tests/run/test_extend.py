@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
+from rasterio.windows import Window
 from rundigest import OWN, file_digests, footprint_rows, mask_array, newest_digests
 from toy import make_toy, toy_bbox, toy_pipeline
 
@@ -444,6 +446,24 @@ def test_scenes_that_changed_since_are_never_mixed_with_those_of_before(tmp_path
     close_files()
     assert resume_run(out, executor="serial").exit_status == 0
     assert open_run(out).prompts == ("bright", "road")
+
+
+def test_a_hole_that_moved_is_noticed_though_as_many_pixels_are_observed(tmp_path: Path) -> None:
+    def move_hole(row: int, *, healed: int | None = None) -> None:
+        close_files()
+        for band in ("green", "nir"):
+            with rasterio.open(tmp_path / "toy" / f"a1_{band}.tif", "r+") as scene:
+                for place, value in ((row, 0), *(((healed, 2000),) if healed else ())):
+                    scene.write(np.full((1, 1), value, np.uint16), 1, window=Window(90, place, 1, 1))
+
+    make_toy(tmp_path / "toy", dates=1, size=SIZE)
+    out = tmp_path / "run"
+    move_hole(100)
+    start_run(load(tmp_path / "toy", ALL[:1]), out, executor="serial")
+    assert (mask_array(out) == 254).any()
+    move_hole(101, healed=100)
+    assert (add_prompts(out, "road", executor="serial").failed, run_status(out).failures[0].code) == (1, "asset-contract")
+    assert "other pixels are observed" in run_status(out).failures[0].text
 
 
 def test_a_chunk_that_fails_leaves_the_map_and_a_partial_one_must_be_allowed(tmp_path: Path) -> None:

@@ -98,3 +98,11 @@ def test_a_run_whose_marker_names_a_lost_extension_is_not_called_complete(run: P
     assert run_status(run).state == "stopped"
     with pytest.raises(IntegrityError, match=r"COMPLETE.json speaks of another run.*resume"):
         make_products(run)
+
+
+def test_damage_that_an_extension_meets_is_mended_by_a_repair_that_goes_on_with_it(run: Path) -> None:
+    (run / "masks.zarr/mask/c/0/0/0/0").write_bytes(b"damaged")
+    with pytest.raises(IntegrityError, match=r"masks.zarr/mask/c/0/0/0/0.*resume .* --repair"):
+        add_prompts(run, "car", executor="serial")
+    assert resume_run(run, repair=True, executor="serial").rows_per_prompt.keys() == {"bright", "road", "ship", "car"}
+    assert verify_run(run).ok
