@@ -19,6 +19,7 @@ from eo_batch.core.errors import ModelError
 from eo_batch.models.engine import Engine, open_once
 from eo_batch.models.finder import Maps
 from eo_batch.models.preparation import Preparation, read_preparation
+from eo_batch.models.refusals import refused
 from eo_batch.models.weights.folders import CONFIG, FolderFiles, read_folder
 from eo_batch.models.weights.networks import build_network, config_of
 
@@ -36,12 +37,12 @@ class ClipSegEngine(Engine[Any]):
     Parameters
     ----------
     preparation : what is done to a picture first.
-    prompts : tokens -> their features.
+    prompts : threads and tokens -> their features.
     """
 
     segmenter: str = "clipseg"
     preparation: Preparation = field(default_factory=Preparation)
-    prompts: dict[bytes, Tensor] = field(default_factory=dict)
+    prompts: dict[tuple[int, bytes], Tensor] = field(default_factory=dict)
 
     @property
     def side_px(self) -> int:
@@ -80,9 +81,9 @@ class ClipSegEngine(Engine[Any]):
         ------
         ModelError : `model-oom`.
         """
-        key = ids.numpy().tobytes()
+        key = threads, ids.numpy().tobytes()
         if key not in self.prompts:
-            with self.computing(threads, f"{len(ids)} tokens"):
+            with self.computing(threads, f"{len(ids)} tokens"), refused(self.segmenter):
                 self.prompts[key] = self.network.clip.get_text_features(ids[None].to(self.device)).pooler_output
         return self.prompts[key]
 
@@ -96,7 +97,7 @@ class ClipSegEngine(Engine[Any]):
 
         def look(first: int, end: int) -> Maps:
             pixels = torch.from_numpy(np.concatenate([self.preparation(picture) for picture in pictures[first:end]]))
-            with self.computing(threads, f"{end - first} windows of {self.side_px} px"):
+            with self.computing(threads, f"{end - first} windows of {self.side_px} px"), refused(self.segmenter):
                 return Maps(self._look(pixels.to(self.device).to(self.dtype)))
 
         return tuple(self.by_room("see", look, len(pictures), most=len(pictures) if self.together else 1))
@@ -110,7 +111,7 @@ class ClipSegEngine(Engine[Any]):
         """
 
         def decide(first: int, end: int) -> Tensor:
-            with self.computing(threads, f"{end - first} windows and a prompt"):
+            with self.computing(threads, f"{end - first} windows and a prompt"), refused(self.segmenter):
                 logits = self._draw(windows.part(first, end).maps, words)[:, None].float()
                 return torch.nn.functional.interpolate(logits, size=size_yx, mode="bilinear", align_corners=False)[:, 0]
 

@@ -82,13 +82,13 @@ class GroundedEngine(Engine[nn.ModuleDict]):
     Parameters
     ----------
     framing, preparation : of pictures for the detector, and for SAM 2.
-    prompts : tokens -> their phrase.
+    prompts : threads and tokens -> their phrase.
     """
 
     segmenter: str = "grounded-sam2"
     framing: Framing = field(default_factory=lambda: Framing(Preparation(), 800, 1333))
     preparation: Preparation = field(default_factory=Preparation)
-    prompts: dict[bytes, Phrase] = field(default_factory=dict)
+    prompts: dict[tuple[int, bytes], Phrase] = field(default_factory=dict)
 
     @property
     def detector(self) -> Any:
@@ -128,7 +128,7 @@ class GroundedEngine(Engine[nn.ModuleDict]):
 
     def hear(self, ids: Tensor, *, threads: int) -> Phrase:
         """A prompt as the detector reads it, int64 (tokens,) with its marks; computed at its first asking."""
-        key = ids.numpy().tobytes()
+        key = threads, ids.numpy().tobytes()
         if key not in self.prompts:
             with self.computing(threads, f"{len(ids)} tokens"), refused(self.segmenter):
                 self.prompts[key] = read_phrase(self.detector, ids)

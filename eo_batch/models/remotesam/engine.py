@@ -29,15 +29,15 @@ class RemoteSAMEngine(Engine[RemoteSAM]):
 
     Parameters
     ----------
-    prompts : tokens -> their features.
+    prompts : threads and tokens -> their features.
     """
 
     segmenter: str = "remotesam"
-    prompts: dict[bytes, PromptFeatures] = field(default_factory=dict)
+    prompts: dict[tuple[int, bytes], PromptFeatures] = field(default_factory=dict)
 
     def encode_sentence(self, ids: Tensor, mask: Tensor, *, threads: int) -> PromptFeatures:
         """Features of one sentence, int64 (tokens,); computed at its first asking."""
-        key = ids.numpy().tobytes() + mask.numpy().tobytes()
+        key = threads, ids.numpy().tobytes() + mask.numpy().tobytes()
         if key not in self.prompts:
             with self.computing(threads, f"{len(ids)} tokens"):
                 known = mask[None].to(self.device)

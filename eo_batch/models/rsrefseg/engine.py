@@ -25,11 +25,11 @@ class RSRefSegEngine(Engine[RSRefSeg]):
 
     Parameters
     ----------
-    prompts : tokens -> their features.
+    prompts : threads and tokens -> their features.
     """
 
     segmenter: str = "rsrefseg"
-    prompts: dict[bytes, PromptFeatures] = field(default_factory=dict)
+    prompts: dict[tuple[int, bytes], PromptFeatures] = field(default_factory=dict)
 
     def encode_sentence(self, ids: Tensor, *, threads: int) -> PromptFeatures:
         """Features of one sentence, int64 (tokens,), at its own length; computed at its first asking.
@@ -38,7 +38,7 @@ class RSRefSegEngine(Engine[RSRefSeg]):
         ------
         ModelError : `model-oom`.
         """
-        key = ids.numpy().tobytes()
+        key = threads, ids.numpy().tobytes()
         if key not in self.prompts:
             with self.computing(threads, f"{len(ids)} tokens"):
                 self.prompts[key] = self.network.encode_prompts([ids.to(self.device)])

@@ -29,11 +29,11 @@ class RSRefSeg2Engine(Engine[RSRefSeg2]):
 
     Parameters
     ----------
-    prompts : tokens -> their features.
+    prompts : threads and tokens -> their features.
     """
 
     segmenter: str = "rsrefseg2"
-    prompts: dict[bytes, PromptFeatures] = field(default_factory=dict)
+    prompts: dict[tuple[int, bytes], PromptFeatures] = field(default_factory=dict)
 
     @property
     def side_px(self) -> int:
@@ -61,7 +61,7 @@ class RSRefSeg2Engine(Engine[RSRefSeg2]):
         ------
         ModelError : `model-oom`.
         """
-        key = ids.numpy().tobytes()
+        key = threads, ids.numpy().tobytes()
         if key not in self.prompts:
             with self.computing(threads, f"{len(ids)} tokens"):
                 self.prompts[key] = self.network.encode_prompts([ids.to(self.device)])

@@ -59,7 +59,7 @@ class Sam3Engine(Engine[Any]):
 
     segmenter: str = "sam3"
     preparation: Preparation = field(default_factory=Preparation)
-    prompts: dict[bytes, Sam3Words] = field(default_factory=dict)
+    prompts: dict[tuple[int, bytes], Sam3Words] = field(default_factory=dict)
 
     @property
     def side_px(self) -> int:
@@ -90,7 +90,7 @@ class Sam3Engine(Engine[Any]):
         Behind its end the text is filled up to the length that the network was trained with, and the filling masked: so its
         authors ask.
         """
-        key = ids.numpy().tobytes()
+        key = threads, ids.numpy().tobytes()
         if key not in self.prompts:
             read = torch.full((1, self.positions), int(ids[-1]), dtype=torch.int64)
             read[0, : len(ids)] = ids
@@ -162,7 +162,7 @@ def open_engine(files: FolderFiles, *, device: str, precision: str) -> Sam3Engin
         from transformers import Sam3Config, Sam3Model
 
         config = config_of(Sam3Config, _detector(files.config), where=str(files.folder / CONFIG))
-        side = config.vision_config.backbone_config.image_size
+        side = getattr(config.vision_config.backbone_config, "image_size", None)
         said = {**DEFAULTS, **files.processing, "size": side}  # it cannot look at another size
         preparation = read_preparation(said, where=str(files.folder))
         tensors = {name.removeprefix(DETECTOR): one for name, one in read_folder(files).items() if not name.startswith(TRACKER)}

@@ -194,6 +194,8 @@ def test_what_no_prompt_changes_is_computed_once_and_no_more_of_it_than_is_neede
     assert calls == {CLIPSegEncoderLayer: 18, CLIPSegTextModel: 3, CLIPSegDecoderLayer: 3 * 3 * 3}
     load_tiny(saved).encode_prompts(PROMPTS)
     assert calls[CLIPSegTextModel] == 3
+    load_tiny(saved, threads=2).encode_prompts(PROMPTS)  # other sums
+    assert calls[CLIPSegTextModel] == 6
 
 
 def test_a_template_words_every_prompt_and_is_part_of_the_identity(saved: Path) -> None:
@@ -313,6 +315,13 @@ def test_a_folder_that_describes_no_such_network_is_refused(folder: Path, name: 
     (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | change))
     with pytest.raises(ModelError, match=said):
         load_tiny(folder)
+
+
+def test_sizes_that_do_not_go_together_are_told_when_they_are_met(folder: Path) -> None:
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**said, "decoder_num_attention_heads": 3}))
+    with pytest.raises(ModelError, match="model-load: .*cannot compute with the sizes"):
+        answers(load_tiny(folder), windows(1))
 
 
 def test_a_folder_without_words_is_refused(folder: Path) -> None:

@@ -83,6 +83,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "nonsense": (lambda f: change(f / "config.json", detr_encoder_config={"num_layers": -3}), "model-load"),
     "a huge network": (lambda f: change(f / "config.json", detr_decoder_config={"num_queries": 9_000_000}), "model-load"),
     "too many layers": (lambda f: change(f / "config.json", detr_encoder_config={"num_layers": 900_000}), "more than"),
+    "another backbone": (
+        lambda f: change(f / "config.json", vision_config={"backbone_config": {"model_type": "llama"}}),
+        "size is not one of",
+    ),
     "another preparation": (
         lambda f: (f / "processor_config.json").write_text('{"image_processor": {"do_resize": false}}'),
         "do_resize",
