@@ -59,8 +59,11 @@ def _how_to_go_on(*, out: Path | None = None, sweep: bool = False, **others: Any
     """After Ctrl-C."""
     if sweep:
         return "the same command begins anew"
-    folder = "NEW" if out is None else str(out)
-    return f"what is finished is kept; `eo-batch resume {folder}` goes on from there, the old run is untouched"
+    if out is None:
+        return "the old run is untouched; a new one that has begun beside it goes on with `eo-batch resume` and its folder"
+    if not (out / "request.json").is_file():
+        return "nothing was made; the same command begins anew"
+    return f"what is finished is kept; `eo-batch resume {out}` goes on from there, the old run is untouched"
 
 
 @partial(command, after_ctrl_c=_how_to_go_on)

@@ -15,6 +15,7 @@ from eo_batch.models.inference import probe_segmenter
 from eo_batch.models.registry import load_segmenter
 from eo_batch.models.segmenter import Segmenter, prompt_warnings
 from eo_batch.outputs.cube import create_cube
+from eo_batch.outputs.layers import BOXES, PRODUCTS
 from eo_batch.outputs.store import Store
 from eo_batch.run.derived import kept_identity
 from eo_batch.run.events import Event, Listener, silent
@@ -231,6 +232,9 @@ def conduct(
         return _summary(store, sitting, began)
     lease.check()
     if store.number:
+        if store.exists("COMPLETE.json") and store.exists(BOXES):
+            text = f"{PRODUCTS}/ holds the map as it was: `eo-batch products {store.root}` makes it anew"
+            listener(Event("warning", text))
         store.delete("COMPLETE.json")  # of the generation before: readers saw it and nothing else until here
         _create_cube(store, inputs, segmenter)
     marker = merge_and_publish(store, inputs, segmenter, failed=failed, lease=lease, listener=listener)

@@ -99,3 +99,14 @@ def test_a_folder_without_a_run_is_told(tmp_path: Path) -> None:
         assert status == 2
         assert "there is no run in this folder" in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_has_not_begun_is_not_said_to_be_kept(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("eo_batch.run.rethreshold.finished_run", interrupted)
+    asked = ("rethreshold", run, "--prompt", "bright", "--threshold", 0.4)
+    status, _, err = invoke(*asked, "--out", tmp_path / "new")
+    assert (status, "nothing was made" in err) == (130, True)
+    assert "resume NEW" not in invoke(*asked)[2]

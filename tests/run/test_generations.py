@@ -12,6 +12,7 @@ from toy import make_toy, toy_pipeline
 
 from eo_batch.core.errors import ConfigError, IntegrityError
 from eo_batch.run.driver import resume_run, start_run
+from eo_batch.run.events import Event
 from eo_batch.run.extend import add_prompts
 from eo_batch.run.products import make_products
 from eo_batch.run.request import load_pipeline
@@ -106,3 +107,12 @@ def test_damage_that_an_extension_meets_is_mended_by_a_repair_that_goes_on_with_
         add_prompts(run, "car", executor="serial")
     assert resume_run(run, repair=True, executor="serial").rows_per_prompt.keys() == {"bright", "road", "ship", "car"}
     assert verify_run(run).ok
+
+
+def test_products_of_the_map_before_are_told_of(run: Path) -> None:
+    make_products(run)
+    told: list[Event] = []
+    add_prompts(run, "car", executor="serial", listener=told.append)
+    assert [event.text for event in told if "products" in event.text] == [
+        f"products/ holds the map as it was: `eo-batch products {run}` makes it anew"
+    ]
