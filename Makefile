@@ -37,7 +37,7 @@ demo: $(READY) ## write a demo region, map it, print figures and the paths of th
 
 .PHONY: test
 test: lint ## everything that must hold: lint, then all tests but the slow ones
-	$(RUN)python -m pytest -n $(WORKERS) -m "not slow and not gpu"
+	$(RUN)python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not gpu"
 
 .PHONY: lint
 lint: $(READY) ## ruff, formatting, mypy --strict, layers
@@ -48,7 +48,7 @@ lint: $(READY) ## ruff, formatting, mypy --strict, layers
 
 .PHONY: slow
 slow: $(READY) ## the slow tests
-	$(RUN)python -m pytest -n $(WORKERS) -m "slow and not gpu"
+	$(RUN)python -m pytest -n $(WORKERS) --dist worksteal -m "slow and not gpu"
 
 .PHONY: faults
 faults: $(READY) ## every operation on disk fails once, in four ways: the long version

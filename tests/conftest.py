@@ -17,3 +17,8 @@ def shared() -> Path:
     if not (folder / "stac" / "catalog.json").is_file():
         pytest.skip(f"no real scenes: set EO_BATCH_SHARED to the folder that holds data/ (looked for {folder})")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Notebooks first: each is one long test, and no worker should end alone with one."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
