@@ -115,3 +115,8 @@ def is_class_name(text: str) -> bool:
     """
     words = re.findall(r"[^\s,.;:!?]+", text.lower())
     return 0 < len(words) <= MOST_CLASS_WORDS and not re.search(r"[,.;:!?]", text) and not _SENTENCE_WORDS & set(words)
+
+
+def as_written(number: float) -> float:
+    """The number that `number` prints as: a float32 of 0.4 is a little more than 0.4, and would fall on the next stored step."""
+    return float(str(number))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eo_batch.core.errors import ConfigError
-from eo_batch.core.prompts import Prompt, PromptSet, normalise_text
+from eo_batch.core.prompts import Prompt, PromptSet, as_written, normalise_text
 from eo_batch.core.spec import PipelineSpec, validate
 from eo_batch.models.inference import probe_company
 from eo_batch.models.registry import load_segmenter
@@ -139,9 +139,7 @@ def extended_request(
 
 
 def _one_each(numbers: float | Sequence[float], texts: Sequence[str], name: str) -> list[float]:
-    if isinstance(numbers, int | float):
-        return [float(numbers)] * len(texts)
-    given = [float(number) for number in numbers]
+    given = [as_written(number) for number in (numbers if isinstance(numbers, Iterable) else [numbers])]
     if len(given) == 1:
         return given * len(texts)
     if len(given) != len(texts):

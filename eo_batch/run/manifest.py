@@ -268,10 +268,15 @@ def add_prompts_command(prompts: Sequence[Prompt]) -> str:
     """What to type to give a finished run these prompts."""
     words = ["eo-batch", "add-prompts", "RUN", *(prompt.text for prompt in prompts)]
     if any(prompt.threshold != Prompt("").threshold for prompt in prompts):
-        words += [word for prompt in prompts for word in ("--threshold", f"{prompt.threshold:g}")]
+        words += [word for prompt in prompts for word in ("--threshold", _digits(prompt.threshold))]
     if any(prompt.min_area_m2 for prompt in prompts):
-        words += [word for prompt in prompts for word in ("--min-area", f"{prompt.min_area_m2:g}")]
+        words += [word for prompt in prompts for word in ("--min-area", _digits(prompt.min_area_m2))]
     return shlex.join(words)
+
+
+def _digits(number: float) -> str:
+    """All digits of a number, as one would type it."""
+    return str(number).removesuffix(".0")
 
 
 def _other_prompts(stored: Request, asked: Request) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from eo_batch.core.arrays import least_step
 from eo_batch.core.errors import ConfigError
-from eo_batch.core.prompts import Prompt, PromptSet, normalise_text
+from eo_batch.core.prompts import Prompt, PromptSet, as_written, normalise_text
 from eo_batch.outputs.store import Store
 from eo_batch.run.derived import DERIVED, with_prompts, write_derived
 from eo_batch.run.driver import RunSummary, conduct
@@ -175,8 +175,8 @@ def _changed(prompt: Prompt, change: Change) -> Prompt:
     if change.threshold is None and change.min_area_m2 is None:
         fix = "Give a threshold, a minimum area, or both."
         raise ConfigError("prompt-invalid", "nothing is said that should change", where=f'prompt "{prompt.text}"', fix=fix)
-    threshold = prompt.threshold if change.threshold is None else _as_written(change.threshold)
-    least = prompt.min_area_m2 if change.min_area_m2 is None else _as_written(change.min_area_m2)
+    threshold = prompt.threshold if change.threshold is None else as_written(change.threshold)
+    least = prompt.min_area_m2 if change.min_area_m2 is None else as_written(change.min_area_m2)
     if not 0 < threshold < 1:
         fix = "Give a score above 0 and below 1, such as 0.4."
         raise ConfigError("prompt-invalid", f"{threshold:g} is no threshold", where=f'prompt "{prompt.text}"', fix=fix)
@@ -184,11 +184,6 @@ def _changed(prompt: Prompt, change: Change) -> Prompt:
         fix = "Give square metres, 0 or more."
         raise ConfigError("prompt-invalid", f"{least:g} is no minimum area", where=f'prompt "{prompt.text}"', fix=fix)
     return replace(prompt, threshold=threshold, min_area_m2=least)
-
-
-def _as_written(number: float) -> float:
-    """The number that `number` prints as: a float32 of 0.4 is a little more than 0.4, and would fall on the next stored step."""
-    return float(str(number))
 
 
 def _without_effect(before: PromptSet, after: PromptSet) -> list[str]:

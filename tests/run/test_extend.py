@@ -29,6 +29,7 @@ from eo_batch.run.driver import resume_run, start_run
 from eo_batch.run.events import Event
 from eo_batch.run.extend import add_prompts
 from eo_batch.run.lease import acquire
+from eo_batch.run.manifest import read_request
 from eo_batch.run.products import make_products
 from eo_batch.run.request import Request, load_pipeline
 from eo_batch.run.status import run_status
@@ -287,6 +288,12 @@ def test_prompts_that_cannot_be_added_change_nothing(run: Path, prompts: list[st
     assert file_digests(run) == before
 
 
+def test_numbers_of_arrays_are_the_numbers_that_they_print_as(run: Path) -> None:
+    for threshold in (np.float32(0.4), np.array([0.4], np.float32)):
+        asked = extend.extended_request(read_request(Store(run)), "road", threshold=threshold)  # type: ignore[arg-type]
+        assert asked.spec.prompts[-1].threshold == 0.4
+
+
 def test_a_run_that_is_not_complete_is_not_extended(run: Path, tmp_path: Path) -> None:
     marker = json.loads((run / "COMPLETE.json").read_bytes())
     (run / "COMPLETE.json").write_bytes(canonical_json({**marker, "partial": True}))
@@ -524,9 +531,9 @@ def test_the_pipeline_of_an_extended_run_is_known_again(toy: Path, extended_run:
         (ALL, ConfigError, "already holds a run.*eo-batch resume"),
         ((*ALL, ("road", 0.5, 0.0)), ResumeError, "`eo-batch add-prompts RUN road`"),
         (
-            (*ALL, ("it's a road", 0.5, 0.0), ("car", 0.25, 9.0)),
+            (*ALL, ("it's a road", 0.5, 0.0), ("car", 0.1234567, 9.0)),
             ResumeError,
-            """RUN 'it'"'"'s a road' car --threshold 0.5 --threshold 0.25 --min-area 0 --min-area 9`""",
+            """RUN 'it'"'"'s a road' car --threshold 0.5 --threshold 0.1234567 --min-area 0 --min-area 9`""",
         ),
         (ALL[:1], ResumeError, "more prompts since it was started.*eo-batch resume RUN, without a pipeline"),
         ((("bright", 0.7, 0.0), *ALL[1:]), ResumeError, "eo-batch rethreshold RUN"),
