@@ -65,18 +65,28 @@ def list_models(json: Json = False) -> None:
 
 @command
 def show(
-    weights: Annotated[str, typer.Argument(metavar="NAME|FILE", help="Published weights, a safetensors file, or a folder.")],
+    weights: Annotated[str, typer.Argument(metavar="NAME|FILE", help="Published weights, a segmenter, a file or a folder.")],
     json: Json = False,
 ) -> None:
-    """What is known about weights: where they come from, their licence, what network they make, whether they are here."""
+    """What is known about weights: where they come from, their licence, what network they make, whether they are here.
+
+    Of a segmenter that is made of others, or needs none: what it is, and which weights it answers with.
+    """
     from eo_batch.core.errors import ModelError
-    from eo_batch.models.weights import find_weights
+    from eo_batch.models.weights import find_weights, local_path
     from eo_batch.models.weights.published import published_files, published_folder, published_names
 
-    folder = published_folder(weights)
-    if folder is not None or (Path(weights) / "config.json").is_file():
+    folder, segmenter = published_folder(weights), _segmenter_of(weights)
+    if folder is not None:
         return _show_folder(folder, weights, as_json=json)
-    files = published_files(weights) if weights in published_names() else ()
+    if weights in published_names():
+        files = published_files(weights)
+    elif segmenter is not None:
+        return _show_segmenter(segmenter, as_json=json)
+    elif (local_path(weights) / "config.json").is_file():
+        return _show_folder(None, weights, as_json=json)
+    else:
+        files = () if local_path(weights).exists() or "/" in weights or Path(weights).suffix else _files_of(weights)
     try:
         found, absent = _facts(find_weights(weights)), ""
     except ModelError as error:
@@ -159,19 +169,43 @@ def convert(
 
 
 def _files_of(name: str) -> tuple[Any, ...]:
-    """Published files of this name; where there are none the error knows the names of folders too."""
+    """Published files of this name; where there are none the error knows the names of folders and of segmenters too."""
     import difflib
 
     from eo_batch.core.errors import ConfigError
-    from eo_batch.models.weights.published import folder_names, published_files, published_names
+    from eo_batch.models.weights.published import fetch_command, folder_names, published_files, published_names
 
     known = (*published_names(), *folder_names())
     if name in known:
         return published_files(name)
+    segmenter = _segmenter_of(name)
+    if segmenter is not None:
+        fix = f"Run: {', then '.join(map(fetch_command, segmenter.weights))}." if segmenter.weights else "It needs none."
+        if segmenter.needs_own_weights:
+            fix = f"Convert a checkpoint: eo-batch models convert FILE --network {name} (docs/guides/{name}.md)."
+        what = f'"{name}" is a segmenter, and no published weights have this name'
+        raise ConfigError("config-invalid", what, where="weights", fix=fix)
     close = difflib.get_close_matches(name, known, n=1)
     hint = f'Did you mean "{close[0]}"? ' if close else ""
     fix = f"{hint}Known: {', '.join(known)}."
     raise ConfigError("config-invalid", f'no published weights are known as "{name}"', where="weights", fix=fix)
+
+
+def _segmenter_of(name: str) -> Any:
+    """The line of `models list` with this name; None where there is none."""
+    from eo_batch.models.registry import list_segmenters
+
+    return next((entry for entry in list_segmenters() if entry.name == name), None)
+
+
+def _show_segmenter(entry: Any, *, as_json: bool) -> None:
+    """What a segmenter is, and the weights that it answers with."""
+    facts = {field: getattr(entry, field) for field in ("name", "summary", "licence", "origin", "state")}
+    if as_json:
+        return print_json({"segmenter": facts, "weights": list(entry.weights)})
+    print_table(facts.items(), title="segmenter")
+    for name in entry.weights:
+        say(f"it answers with {name}: eo-batch models show {name}")
 
 
 def _fetch_folder(published: Any, revision: str | None, *, yes: bool, quiet: bool, as_json: bool) -> None:
@@ -232,7 +266,8 @@ def _show_folder(published: Any, named: str, *, as_json: bool) -> None:
         print_table(facts.items(), title=f"published as {', '.join(file.filename for file in published.files)}")
         print()
     for facts in here:
-        print_table(facts.items(), title="on this machine")
+        sums = facts.pop("files")
+        print_table([*facts.items(), *sums.items()], title="on this machine")
     if not here:
         say(f"not on this machine. Run: {published.command}.")
 

@@ -637,3 +637,34 @@ def test_show_tells_where_a_network_comes_from_and_what_is_here(server: Hub, sav
 def test_published_networks_are_known_by_both_their_names() -> None:
     assert published_folder("clipseg") is published_folder("CIDAS/clipseg-rd64-refined") is not None
     assert published_folder("nothing") is None
+
+
+def test_every_segmenter_can_be_shown_and_says_what_it_answers_with(server: Hub) -> None:
+    for name in BUILT_IN:
+        assert models("show", name).exit_code == 0, name
+    shown = models("show", "grounded-sam2")
+    assert "eo-batch models show grounding-dino" in shown.output
+    assert "eo-batch models show sam2" in shown.output
+    assert json.loads(models("show", "spectral", "--json").stdout)["segmenter"]["state"] == "ready"
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("grounded-sam2", "Run: eo-batch models fetch grounding-dino, then eo-batch models fetch sam2."),
+        ("rsrefseg2", "eo-batch models convert FILE --network rsrefseg2"),
+        ("spectral", "It needs none."),
+    ],
+)
+def test_a_segmenter_without_weights_of_its_name_says_what_to_do_instead(server: Hub, name: str, fix: str) -> None:
+    result = models("fetch", name, "--yes")
+    assert result.exit_code == 2
+    assert fix in result.output
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("named", ["a" * 5000, "a\0b", "nothing", "clipsegg"])
+def test_what_nobody_knows_is_told_so(server: Hub, named: str) -> None:
+    result = models("show", named)
+    assert result.exit_code == 2
+    assert ("is no path" in result.output) or ("Known: remotesam, clipseg" in result.output)
