@@ -151,6 +151,11 @@ class RSRefSeg2Config:
         blocks, first = sum(self.sam_blocks), self.image_px // FIRST_STRIDE
         if list(self.sam_everywhere) != sorted(number for number in set(self.sam_everywhere) if 0 <= number < blocks):
             raise _invalid("sam_everywhere", f"must be rising numbers from 0 to {blocks - 1}")
+        starts = {sum(self.sam_blocks[:stage]) for stage in range(1, STAGES)}
+        if starts & set(self.sam_everywhere):
+            raise _invalid(
+                "sam_everywhere", f"must not name the first block of a stage, such as {min(starts)}: it halves windows"
+            )
         if self.image_px % (2 * STRIDE):
             raise _invalid("image_px", f"must be a multiple of {2 * STRIDE}")
         if any(window % 2 for window in self.sam_windows[:-1]):

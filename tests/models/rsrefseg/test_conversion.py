@@ -69,6 +69,7 @@ def test_alpha_is_that_of_the_config_and_is_written_down(tmp_path: Path) -> None
 
 def test_alpha_is_sixteen_where_nobody_says_otherwise() -> None:
     assert settings_of({}, None)["lora_alpha"] == 16
+    assert settings_of({}, {"clip": {"projection_dim": 64}})["clip"]["projection_dim"] == 64
     assert settings_of({}, {"lora_alpha": 32})["sam"] == RSRefSegConfig.b().as_dict()["sam"]
 
 

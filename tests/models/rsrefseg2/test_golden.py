@@ -158,7 +158,9 @@ def test_the_published_size_has_as_many_parameters_as_others_count(shapes: Calla
     assert round(counted / 1e6, 2) == 1447.13
 
 
-@pytest.mark.parametrize("wrong", ["missing", "unexpected", "half an update", "another rank", "another scale"])
+@pytest.mark.parametrize(
+    "wrong", ["missing", "unexpected", "an update of nothing", "half an update", "another rank", "another scale"]
+)
 def test_other_checkpoints_are_refused_or_answer_otherwise(read: Callable[[str], Any], wrong: str) -> None:
     case = read("tiny_a")
     state, config = dict(case.state), case.config
@@ -167,6 +169,8 @@ def test_other_checkpoints_are_refused_or_answer_otherwise(read: Callable[[str],
         del state["prompter.img_pe"]
     elif wrong == "unexpected":
         state["prompter.queries1_to_img_attn_layers.0.norm_text_7.weight"] = torch.ones(3)
+    elif wrong == "an update of nothing":
+        state["prompter.sparse_prompt_mlp.layers.0.lora_A.default.weight"] = torch.ones(4, 32)
     elif wrong == "half an update":
         del state[update]
     elif wrong == "another rank":

@@ -135,6 +135,7 @@ def test_info_says_what_a_run_must_know(weights: Path) -> None:
     info = load(weights).info
     assert (info.name, info.bands, info.network_px, info.shares_image_features) == ("rsrefseg2", RGB, 128, True)
     assert min(info.fixed_bytes, info.call_bytes, info.pixel_bytes, info.feature_bytes) > 0
+    assert 0.49e9 < info.call_bytes * (1024 / 128) ** 2 < 0.8e9  # at the published sizes 0.49 GB were measured
 
 
 def test_weights_tokenizer_and_options_are_in_the_digest(weights: Path, tmp_path: Path) -> None:
@@ -149,6 +150,7 @@ def test_a_prompt_is_read_exactly_as_it_is_written(weights: Path) -> None:
     tokenizer = open_tokenizer(weights.parent / "tokenizer.json", positions=64)
     numbers = {piece: number for number, piece in enumerate(PIECES)}
     wanted = ["Boat", "s", "\u2581", "\u2581", "boat", ".", "<eos>"]
+    assert tokenizer("boat<eos>boat").ids.tolist().count(1) == 1  # a mark that is written is text
     assert tokenizer("Boats  boat.").ids.tolist() == [numbers[piece] for piece in wanted]
 
 
@@ -227,7 +229,9 @@ def test_a_prompt_without_a_word_is_refused(weights: Path) -> None:
     [
         ({"sam_blocks": [1, 2, 3]}, "sam_blocks"),
         ({"sam_everywhere": [99]}, "sam_everywhere"),
+        ({"sam_blocks": [1, 2, 3, 1], "sam_everywhere": [3]}, "first block of a stage"),
         ({"sam_windows": [8, 1, 8, 4]}, "sam_windows"),
+        ({"sam_windows": [6, 4, 8, 4]}, "must divide 32"),
         ({"image_px": 100}, "image_px"),
         ({"width": 1 << 20}, "width"),
         ({"heads": 7}, "heads"),
