@@ -18,17 +18,17 @@ def array_of(tensor: Tensor) -> NDArray[Any]:
     return tensor.numpy()
 
 
-def tensor_of(array: NDArray[Any], dtype: torch.dtype) -> Tensor:
+def tensor_of(array: NDArray[Any], dtype: torch.dtype | None = None) -> Tensor:
     """The tensor that `array_of` was given, in main memory, with numbers of its own.
 
     Parameters
     ----------
-    dtype : of the tensor; the array's own but for bfloat16.
+    dtype : that it must have; None: whatever it was kept as.
     """
     bits = np.array(array, order="C")
-    if dtype == torch.bfloat16 and bits.dtype == np.uint16:
+    if dtype in (None, torch.bfloat16) and bits.dtype == np.uint16:
         return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
     tensor = torch.from_numpy(bits)
-    if tensor.dtype != dtype:
+    if dtype not in (None, tensor.dtype):
         raise ValueError(f"kept as {tensor.dtype}, wanted as {dtype}")
     return tensor

@@ -28,8 +28,6 @@ from eo_batch.models.templates import Question, Wording
 from eo_batch.models.tokens import CLIP, FILES, SIGLIP, TokenisedText, Tokenizer, find_tokenizer
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from eo_batch.models.rsrefseg.engine import RSRefSegEngine
     from eo_batch.models.rsrefseg.network import ImageFeatures, PromptFeatures
     from eo_batch.models.weights import WeightFiles
@@ -133,19 +131,21 @@ class RSRefSegSegmenter:
 
     def dump_features(self, image_features: RSRefSegImages) -> list[dict[str, NDArray[Any]]]:
         """What `decode` needs of each window: SAM's embedding, the directions of patches, their three maps; and its shape."""
+        from eo_batch.models.kept import array_of
         from eo_batch.models.rsrefseg.engine import PARTS
 
         windows = [one for entry in image_features.features for one in entry.split()]
         shape = np.array(image_features.shape_yx, np.int64)
-        dumped = [{name: _to_numpy(getattr(window, name)[0]) for name in PARTS} | {"shape_yx": shape} for window in windows]
+        dumped = [{name: array_of(getattr(window, name)[0]) for name in PARTS} | {"shape_yx": shape} for window in windows]
         return [dict(dumped[place]) for place in image_features.places]
 
     def load_features(self, windows: Sequence[Mapping[str, NDArray[Any]]]) -> RSRefSegImages:
         """Image features, as `encode_images` gives them, of windows as `dump_features` gave them."""
+        from eo_batch.models.kept import tensor_of
         from eo_batch.models.rsrefseg.engine import PARTS
 
         places, kept = self._distinct([b"".join(window[name].tobytes() for name in PARTS) for window in windows])
-        parts = [tuple(_to_torch(windows[number][name])[None] for name in PARTS) for number in kept]
+        parts = [tuple(tensor_of(windows[number][name])[None] for name in PARTS) for number in kept]
         height, width = (int(length) for length in windows[0]["shape_yx"])
         return RSRefSegImages(self.engine.join(parts), places, (height, width))
 
@@ -302,20 +302,3 @@ def _info(segmenter: RSRefSegSegmenter) -> SegmenterInfo:
         pixel_bytes=pixel,
         feature_bytes=engine.feature_bytes,
     )
-
-
-def _to_numpy(tensor: Tensor) -> NDArray[Any]:
-    """A tensor's numbers; bfloat16 bit for bit as uint16."""
-    import torch
-
-    plain = tensor.cpu()
-    made: NDArray[Any] = (plain.view(torch.uint16) if plain.dtype == torch.bfloat16 else plain).numpy()
-    return made
-
-
-def _to_torch(array: NDArray[Any]) -> Tensor:
-    """The tensor again, in memory of torch's own: where it begins decides how sums are split."""
-    import torch
-
-    tensor = torch.tensor(array)
-    return tensor.view(torch.bfloat16) if tensor.dtype == torch.uint16 else tensor
