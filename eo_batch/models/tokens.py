@@ -109,6 +109,8 @@ class Tokenizer:
     reading : how the text encoder was taught to read.
     positions : most numbers that are made of a sentence.
 
+    Its `end` is the number of the end mark, its `sha256` that of all that it is made from.
+
     Raises
     ------
     ModelError : `model-load`: not readable, too large, no tokenizer, or one of another text encoder.
@@ -119,9 +121,9 @@ class Tokenizer:
         self._tokenizer, data = _open(path)
         self.sha256 = sha256(data)
         self._begin = [self._mark(reading.begin)] if reading.begin else []
-        self._end = self._mark(reading.end)
-        if reading.end_number not in (None, self._end):
-            what = f"numbers the end mark {reading.end} {self._end} instead of {reading.end_number}"
+        self.end = self._mark(reading.end)
+        if reading.end_number not in (None, self.end):
+            what = f"numbers the end mark {reading.end} {self.end} instead of {reading.end_number}"
             raise _unusable(path, what, f"it is no tokenizer of {reading.name}")
         self._unknown = self._tokenizer.token_to_id(UNKNOWN)
 
@@ -136,7 +138,7 @@ class Tokenizer:
             encoded = self._tokenizer.encode(cleaned, add_special_tokens=False)
         most = max(self.positions - 1 - len(self._begin), 0)
         numbers, pieces = encoded.ids[:most], tuple(encoded.tokens)
-        ids = np.array([*self._begin, *numbers, self._end], np.int64)
+        ids = np.array([*self._begin, *numbers, self.end], np.int64)
         return TokenisedText(cleaned, pieces, pieces[:most], ids, sum(number == self._unknown for number in numbers))
 
     def _mark(self, name: str) -> int:

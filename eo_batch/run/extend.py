@@ -70,7 +70,8 @@ def add_prompts(
     began = time.monotonic()
     ready = _prepared(run, prompts, threshold, min_area_m2, executor=executor, workers=workers, listener=listener)
     base, inputs, identity = ready.base, ready.inputs, ready.segmenter
-    text = f"{ready.plan.prompts:,} more prompts in {ready.plan.chunks:,} chunks, {ready.plan.scenes:,} scenes: "
+    more = f"{ready.plan.prompts:,} more prompt{'s' if ready.plan.prompts > 1 else ''}"
+    text = f"{more} in {ready.plan.chunks:,} chunks, {ready.plan.scenes:,} scenes: "
     figures = {label: value for label, value, _ in ready.plan.rows()}
     text += f"{figures['windows']} windows, {figures['disk']} on disk, {figures['time']}"
     listener(Event("plan", text, total=ready.plan.chunks, data=ready.plan.as_dict()))

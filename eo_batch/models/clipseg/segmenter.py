@@ -21,6 +21,8 @@ from eo_batch.models.tokens import CLIP, Tokenizer
 NAME = "clipseg"
 ALGORITHM = "clipseg/1"
 """Raise the number when the same window and prompt give another answer; options are in the digest anyway."""
+LAST_OF_ALL = 2
+"""Number that older configs of CLIP give for the end mark; the library then takes the greatest number of a prompt: the same."""
 SHARED = "the picture encoder looks at each window once for all prompts, the decoder draws each prompt alone"
 LOOKS_FOR = "was trained on short phrases that name things"
 
@@ -68,6 +70,13 @@ def load_clipseg(model: ModelSpec, bands: Sequence[str]) -> FinderSegmenter:
         raise ModelError("weights-missing", "there is no tokenizer for these weights", where=str(files.folder), fix=fix)
     engine = open_engine(files, device=options.device, precision=options.precision)
     tokenizer = Tokenizer(files.tokenizer, reading=CLIP, positions=engine.positions)
-    check_words(tokenizer, engine.network.config.text_config.vocab_size)
+    told = engine.network.config.text_config
+    check_words(tokenizer, told.vocab_size)
+    if told.eos_token_id not in (
+        LAST_OF_ALL,
+        tokenizer.end,
+    ):  # else one token would speak for every prompt
+        what = f"looks for the end of a prompt at number {told.eos_token_id}, its tokenizer writes {tokenizer.end}"
+        raise ModelError("model-load", what, where=str(files.folder), fix="Give a network and a tokenizer that belong together.")
     says, rules = Sayings(NAME, ALGORITHM, question, SHARED, looks_for=LOOKS_FOR), ClipSegRules(question)
     return FinderSegmenter(says, engine, tokenizer, options.stretch, rules, options.threads, (files.sha256,), model.window_px)

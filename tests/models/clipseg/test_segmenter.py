@@ -324,6 +324,24 @@ def test_sizes_that_do_not_go_together_are_told_when_they_are_met(folder: Path) 
         answers(load_tiny(folder), windows(1))
 
 
+def with_end(folder: Path, number: int) -> Path:
+    """The folder, its config telling another number for the end mark."""
+    said = json.loads((folder / "config.json").read_text())
+    said["text_config"]["eos_token_id"] = number
+    (folder / "config.json").write_text(json.dumps(said))
+    return folder
+
+
+def test_a_network_that_looks_elsewhere_for_the_end_of_a_prompt_is_refused(folder: Path) -> None:
+    with pytest.raises(ModelError, match=f"at number 9, its tokenizer writes {END}"):
+        load_tiny(with_end(folder, 9))
+
+
+def test_the_number_that_older_configs_give_for_the_end_answers_the_same(saved: Path, folder: Path) -> None:
+    older = answers(load_tiny(with_end(folder, 2)), windows(1), "water")
+    assert older.tobytes() == answers(load_tiny(saved), windows(1), "water").tobytes()
+
+
 def test_a_folder_without_words_is_refused(folder: Path) -> None:
     (folder / "merges.txt").unlink()
     with pytest.raises(ModelError, match=r"weights-missing: .*tokenizer.json, or the vocab.json and merges.txt"):
