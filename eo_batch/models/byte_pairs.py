@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eo_batch.core.errors import ModelError
+from eo_batch.models.weights.disk import read_words
 
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
 BEGIN, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
@@ -25,7 +26,8 @@ def read_byte_pairs(folder: Path) -> tuple[Any, bytes]:
     ------
     ModelError : `model-load`: not readable, too large, or no such vocabulary.
     """
-    vocabulary, merges = _read(folder / VOCABULARY), _read(folder / MERGES)
+    files = (folder / name for name in (VOCABULARY, MERGES))
+    vocabulary, merges = (read_words(file, MOST_BYTES, _unusable, kind="vocabulary") for file in files)
     try:
         made = _tokenizer(json.loads(vocabulary), _pairs(merges.decode("utf-8")))
     except (ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:  # also no UTF-8, no JSON
@@ -66,17 +68,6 @@ def _pairs(text: str) -> list[tuple[str, str]]:
     if not all(len(pair) == 2 for pair in pairs):
         raise ValueError("a line that is no pair")
     return pairs  # type: ignore[return-value]
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise _unusable(path, "could not be read", error.strerror or "") from None
-    if len(data) > MOST_BYTES:
-        raise _unusable(path, f"is larger than {MOST_BYTES >> 20} MiB", "it is no vocabulary")
-    return data
 
 
 def _unusable(path: Path, what: str, why: str) -> ModelError:

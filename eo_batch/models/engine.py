@@ -52,6 +52,16 @@ class Engine(Generic[_Network]):
         """Bytes of all weights and tables."""
         return sum(tensor.nbytes for tensor in self.network.state_dict().values())
 
+    def distinct(self, contents: list[bytes]) -> tuple[tuple[int, ...], list[int]]:
+        """For each window its place among those that are computed, and which those are.
+
+        A window that stands in a batch twice is computed once; a GPU keeps the shape of its calls, and so its bits.
+        """
+        if self.together:
+            return tuple(range(len(contents))), list(range(len(contents)))
+        distinct = list(dict.fromkeys(contents))
+        return tuple(distinct.index(content) for content in contents), [contents.index(content) for content in distinct]
+
     @contextmanager
     def computing(self, threads: int, what: str) -> Iterator[None]:
         """Surroundings of every call: no gradients, fixed numerics, one at a time on a GPU.

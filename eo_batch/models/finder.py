@@ -117,6 +117,10 @@ class FinderEngine(Protocol):
         """Of what is kept of a window for all prompts."""
         ...
 
+    def distinct(self, contents: list[bytes]) -> tuple[tuple[int, ...], list[int]]:
+        """For each window its place among those that are computed, and which those are."""
+        ...
+
     def hear(self, ids: Tensor, *, threads: int) -> Any:
         """What no window changes of a prompt, int64 (tokens,)."""
         ...
@@ -199,7 +203,7 @@ class FinderSegmenter:
         ModelError : `model-input`, `model-oom`.
         """
         pictures = list(self.stretch.rgb(images))
-        places, kept = self._distinct([picture.tobytes() for picture in pictures])
+        places, kept = self.engine.distinct([picture.tobytes() for picture in pictures])
         features = self.engine.see([pictures[number] for number in kept], threads=self.threads)
         return FinderImages(features, places, (images.shape[2], images.shape[3]))
 
@@ -221,9 +225,11 @@ class FinderSegmenter:
 
     def dump_features(self, image_features: FinderImages) -> list[dict[str, NDArray[Any]]]:
         """The maps of each window, and its shape."""
+        from eo_batch.models.kept import array_of
+
         shape = np.array(image_features.shape_yx, np.int64)
         dumped = [
-            {f"map{number}": _to_numpy(one[place]) for number, one in enumerate(entry.maps)} | {"shape_yx": shape}
+            {f"map{number}": array_of(one[place]) for number, one in enumerate(entry.maps)} | {"shape_yx": shape}
             for entry in image_features.features
             for place in range(len(entry))
         ]
@@ -233,9 +239,11 @@ class FinderSegmenter:
         """Image features, as `encode_images` gives them, of windows as `dump_features` gave them."""
         import torch
 
+        from eo_batch.models.kept import tensor_of
+
         names = [f"map{number}" for number in range(len(windows[0]) - 1)]
-        places, kept = self._distinct([b"".join(window[name].tobytes() for name in names) for window in windows])
-        entries = [tuple(_to_torch(windows[number][name])[None].to(self.engine.device) for name in names) for number in kept]
+        places, kept = self.engine.distinct([b"".join(window[name].tobytes() for name in names) for window in windows])
+        entries = [tuple(tensor_of(windows[number][name])[None].to(self.engine.device) for name in names) for number in kept]
         if self.engine.together:
             entries = [tuple(torch.cat(some) for some in zip(*entries, strict=True))]
         height, width = (int(length) for length in windows[0]["shape_yx"])
@@ -262,16 +270,6 @@ class FinderSegmenter:
                     f"a threshold of {prompt.threshold:g} finds {what}"
                 )
         return tuple(lines)
-
-    def _distinct(self, contents: list[bytes]) -> tuple[tuple[int, ...], list[int]]:
-        """For each window its place among those that are computed, and which those are.
-
-        A window that stands in a batch twice is computed once; a GPU keeps the shape of its calls, and so its bits.
-        """
-        if self.engine.together:
-            return tuple(range(len(contents))), list(range(len(contents)))
-        distinct = list(dict.fromkeys(contents))
-        return tuple(distinct.index(content) for content in contents), [contents.index(content) for content in distinct]
 
     def _question(self, text: str) -> str:
         plain = "".join(" " if letter in self.says.parts else letter for letter in text.lower())
@@ -339,19 +337,3 @@ def _info(segmenter: FinderSegmenter) -> SegmenterInfo:
         prompt_pixel_bytes=4,
         feature_bytes=engine.feature_bytes,
     )
-
-
-def _to_numpy(tensor: Tensor) -> NDArray[Any]:
-    """A tensor's numbers; bfloat16 bit for bit as uint16."""
-    import torch
-
-    plain = tensor.cpu().contiguous()
-    made: NDArray[Any] = (plain.view(torch.uint16) if plain.dtype == torch.bfloat16 else plain).numpy()
-    return made
-
-
-def _to_torch(array: NDArray[Any]) -> Tensor:
-    import torch
-
-    tensor = torch.from_numpy(np.array(array))
-    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor

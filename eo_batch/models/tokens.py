@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from eo_batch.core.digest import sha256
 from eo_batch.core.errors import ModelError
+from eo_batch.models.weights.disk import read_words
 
 POSITIONS = 64
 """Places of SigLIP's text encoder, the end mark's included."""
@@ -163,7 +164,7 @@ def _open(path: Path) -> tuple[Any, bytes]:
     if path.name == VOCABULARY:
         tokenizer, data = read_byte_pairs(path.parent)
     else:
-        data = _read(path)
+        data = read_words(path, MOST_BYTES, _unusable, kind="tokenizer")
         with _judging(path):
             is_json = data.lstrip()[:1] == b"{"
             tokenizer = Library.from_str(data.decode("utf-8")) if is_json else tokenizer_of(read_pieces(data))
@@ -197,17 +198,6 @@ def _judging(path: Path) -> Iterator[None]:
         if not isinstance(error, Exception) and not is_panic:
             raise
         raise _unusable(path, "is no tokenizer", " ".join(str(error).split())[:200]) from None
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise _unusable(path, "could not be read", error.strerror or "") from None
-    if len(data) > MOST_BYTES:
-        raise _unusable(path, f"is larger than {MOST_BYTES >> 20} MiB", "it is no tokenizer")
-    return data
 
 
 def _unusable(path: Path, what: str, why: str) -> ModelError:

@@ -108,12 +108,8 @@ class RemoteSAMSegmenter:
         import torch
 
         pictures = list(self.stretch.rgb(images))
-        places = list(range(len(pictures)))
-        if not self.engine.together:  # a repeated window is answered once; a GPU keeps the shape of its calls, and so its bits
-            keys = [picture.tobytes() for picture in pictures]
-            distinct = list(dict.fromkeys(keys))
-            places = [distinct.index(key) for key in keys]
-            pictures = [pictures[keys.index(key)] for key in distinct]
+        places, kept = self.engine.distinct([picture.tobytes() for picture in pictures])
+        pictures = [pictures[number] for number in kept]
         side = self.engine.network.config.window_px
         pixels = torch.from_numpy(np.stack([prepare(picture, side) for picture in pictures]))
         features = self.engine.encode_pixels(pixels, threads=self.threads)
@@ -121,7 +117,7 @@ class RemoteSAMSegmenter:
         if self.outlines is not None:
             with self.engine.computing(self.threads, "contours of a window"):
                 ceiling = self.outlines.ceiling(pictures)
-        return RemoteSAMImages(features, tuple(places), (images.shape[2], images.shape[3]), ceiling)
+        return RemoteSAMImages(features, places, (images.shape[2], images.shape[3]), ceiling)
 
     def decode(self, image_features: RemoteSAMImages, prompt_features: tuple[PromptFeatures, ...]) -> NDArray[np.float32]:
         """Logits, float32 (n, prompt, h, w): foreground minus background, one prompt at a time.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from eo_batch.core.digest import sha256
 from eo_batch.core.errors import ModelError
+from eo_batch.models.weights.disk import read_words
 
 TOKENS = 20
 """Tokens that the network reads, [CLS] and [SEP] included."""
@@ -69,7 +70,7 @@ class Tokenizer:
     def __init__(self, vocabulary: Path, *, tokens: int = TOKENS) -> None:
         self.tokens = tokens
         self.path = vocabulary
-        data = _read(vocabulary)
+        data = read_words(vocabulary, MOST_BYTES, _unusable, kind="vocabulary")
         self.sha256 = sha256(data)
         self._numbers = _numbers(data, vocabulary)
 
@@ -95,17 +96,6 @@ class Tokenizer:
 def stack(texts: Sequence[TokenisedText]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Numbers and masks of sentences, each int64 (sentence, tokens)."""
     return np.stack([text.ids for text in texts]), np.stack([text.mask for text in texts])
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise _unusable(path, "could not be read", error.strerror or "") from None
-    if len(data) > MOST_BYTES:
-        raise _unusable(path, f"is larger than {MOST_BYTES >> 20} MiB", "it is no vocabulary")
-    return data
 
 
 def _numbers(data: bytes, path: Path) -> dict[str, int]:

@@ -107,7 +107,7 @@ class RSRefSegSegmenter:
         from eo_batch.models.rsrefseg.pictures import resize_8bit
 
         pictures = list(self.stretch.rgb(images))
-        places, kept = self._distinct([picture.tobytes() for picture in pictures])
+        places, kept = self.engine.distinct([picture.tobytes() for picture in pictures])
         side = self.engine.network.config.image_px
         resized = np.stack([resize_8bit(pictures[number], side, side).transpose(2, 0, 1) for number in kept])
         pixels = torch.from_numpy(resized).float() / 255
@@ -144,7 +144,7 @@ class RSRefSegSegmenter:
         from eo_batch.models.kept import tensor_of
         from eo_batch.models.rsrefseg.engine import PARTS
 
-        places, kept = self._distinct([b"".join(window[name].tobytes() for name in PARTS) for window in windows])
+        places, kept = self.engine.distinct([b"".join(window[name].tobytes() for name in PARTS) for window in windows])
         parts = [tuple(tensor_of(windows[number][name])[None] for name in PARTS) for number in kept]
         height, width = (int(length) for length in windows[0]["shape_yx"])
         return RSRefSegImages(self.engine.join(parts), places, (height, width))
@@ -156,16 +156,6 @@ class RSRefSegSegmenter:
     def warnings(self, prompts: PromptSet, *, sees_whole: bool = False) -> tuple[str, ...]:
         """What an author may not expect: places that mean a window, sentences that are cut, words that are not known."""
         return tuple(line for text in prompts.texts for line in self._warn(self.wording.ask(text), sees_whole=sees_whole))
-
-    def _distinct(self, contents: list[bytes]) -> tuple[tuple[int, ...], list[int]]:
-        """For each window its place among those that are computed, and which those are.
-
-        A window that stands in a batch twice is computed once; a GPU keeps the shape of its calls, and so its bits.
-        """
-        if self.engine.together:
-            return tuple(range(len(contents))), list(range(len(contents)))
-        distinct = list(dict.fromkeys(contents))
-        return tuple(distinct.index(content) for content in contents), [contents.index(content) for content in distinct]
 
     def _encode(self, text: str) -> PromptFeatures:
         import torch

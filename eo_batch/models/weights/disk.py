@@ -1,4 +1,4 @@
-"""Files of weights are written whole or not at all, and what the disk says is said in our words."""
+"""Files of weights are written whole or not at all, those of words read up to a bound; what a disk says is told in our words."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from eo_batch.core.errors import EoBatchError, StoreError
+from eo_batch.core.errors import EoBatchError, ModelError, StoreError
 
 
 @contextmanager
@@ -81,3 +81,25 @@ def disk_error(error: OSError, path: Path) -> EoBatchError:
         else "store-unreachable"
     )
     return StoreError(code, "could not read or write", where=str(path), why=why, fix="Check the folder, or choose another one.")
+
+
+def read_words(path: Path, most: int, refuse: Callable[[Path, str, str], ModelError], *, kind: str) -> bytes:
+    """A file of words, such as a vocabulary, of at most `most` bytes.
+
+    Parameters
+    ----------
+    refuse : makes the error of a path, what is wrong and why.
+    kind : what a larger file is not: "vocabulary", "tokenizer".
+
+    Raises
+    ------
+    ModelError : as `refuse` makes it: not readable, too large.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise refuse(path, "could not be read", error.strerror or "") from None
+    if len(data) > most:
+        raise refuse(path, f"is larger than {most >> 20} MiB", f"it is no {kind}")
+    return data
