@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from eo_batch.core.errors import ModelError
 from eo_batch.models.rsrefseg.config import RSRefSegConfig
+from eo_batch.models.weights import SUFFIX, WeightFiles, find_weights, weights_folder
 
 _THEIRS, _OURS = ("backbone.base_model.model.model.", "prompter_down_spatial."), ("sam.vision_encoder.", "prompter.spatial.")
 """Beginnings of SAM's and the halvings' names in the training's checkpoints, and in ours."""
@@ -73,3 +75,26 @@ def translate(
     if _OUR_OWN in tensors:
         return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     return from_upstream(tensors, expected, RSRefSegConfig.from_dict(settings), where=where)
+
+
+def find_converted(name: str, named: str, *, absent: str, fix: str) -> WeightFiles:
+    """The converted file that an option names, else the one that somebody put where fetched weights would be.
+
+    Parameters
+    ----------
+    name : of the network.
+    named : the option `weights`; may be empty.
+    absent, fix : what is said where there is no file, and how one is made.
+
+    Raises
+    ------
+    ModelError : `weights-missing`, `model-load`: weights of another network.
+    """
+    own = weights_folder() / name / f"{name}{SUFFIX}"
+    if not named and not own.is_file():
+        raise ModelError("weights-missing", absent, where=str(own), fix=f"{fix} Put it there, or set model.options.weights.")
+    files = find_weights(named or own)
+    if files.architecture != name:
+        what = f'holds weights of "{files.architecture}", not of "{name}"'
+        raise ModelError("model-load", what, where=str(files.weights), fix=fix)
+    return files

@@ -94,19 +94,11 @@ def load_rsrefseg2(model: ModelSpec, bands: Sequence[str]) -> RSRefSeg2Segmenter
 
 
 def _find_weights(named: str) -> WeightFiles:
-    """The file that the option names, else the one that somebody put where fetched weights would be."""
-    from eo_batch.models.weights import SUFFIX, find_weights, weights_folder
+    from eo_batch.models.rsrefseg.conversion import find_converted
 
     fix = "Convert refsegrs.pth or rrsisd.pth: eo-batch models convert FILE --network rsrefseg2 (docs/guides/rsrefseg2.md)."
-    own = weights_folder() / NAME / f"{NAME}{SUFFIX}"
-    if not named and not own.is_file():
-        what = "no converted weights of RSRefSeg 2 are here"
-        raise ModelError("weights-missing", what, where=str(own), fix=f"{fix} Put them there, or set model.options.weights.")
-    files = find_weights(named or own)
-    if files.architecture != NAME:
-        what = f'holds weights of "{files.architecture}", not of "{NAME}"'
-        raise ModelError("model-load", what, where=str(files.weights), fix=fix)
-    return files
+    absent = "no converted weights of RSRefSeg 2 are here"
+    return find_converted(NAME, named, absent=absent, fix=fix)
 
 
 def _find_tokenizer(named: str, files: WeightFiles) -> Path:
