@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from machine import machine
 
+from eo_batch.core.clusters import ClusterSpec
 from eo_batch.outputs.store import Store
 from eo_batch.run.driver import start_run
 from eo_batch.run.events import Event
@@ -70,7 +71,7 @@ def main() -> None:
         request = load_pipeline(pipeline)
         inputs = make_inputs_of(request)
         context = make_context(Store(folder / "probe"), inputs)
-        plan = make_plan(inputs, context.answers.segmenter, workers=chosen.workers)
+        plan = make_plan(inputs, context.answers.segmenter, cluster=ClusterSpec(workers=chosen.workers))
         seconds: dict[str, float] = {}
 
         def listen(event: Event) -> None:
@@ -80,7 +81,7 @@ def main() -> None:
         sample = plan.windows // 10
         before = pure_seconds(context, sample, chosen.workers)
         start = time.perf_counter()
-        summary = start_run(request, folder / "run", workers=chosen.workers, listener=listen)
+        summary = start_run(request, folder / "run", cluster=ClusterSpec(workers=chosen.workers), listener=listen)
         wall = time.perf_counter() - start
         after = pure_seconds(context, sample, chosen.workers)
     pure = (before + after) / (2 * sample) * plan.windows

@@ -58,7 +58,7 @@ def environment() -> tuple[dict[str, str], list[str]]:
 
 def test_environment_yml_holds_the_bounds_of_pyproject() -> None:
     conda, pip = environment()
-    wanted = requirements("models", "cluster", "view")
+    wanted = requirements("models", "cluster", "kubernetes", "view")
     from_pip = {canonicalize_name(Requirement(line).name): line for line in pip if not line.startswith("-e")}
     for name, requirement in wanted.items():
         if name in from_pip:

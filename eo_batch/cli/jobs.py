@@ -25,7 +25,8 @@ Pipeline = Annotated[
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 Catalog = Annotated[str | None, typer.Option(help="Use this catalog instead of the pipeline's: a name, an URL or a path.")]
 Cluster = Annotated[
-    str | None, typer.Option(help="Who computes: local (threads of this process) or serial (one chunk at a time).")
+    str | None,
+    typer.Option(help="Who computes: local (threads of this process), serial, local:N (N processes), tcp://HOST:PORT."),
 ]
 Workers = Annotated[int | None, typer.Option(min=1, max=256, help="Chunks computed at once. Never changes the result.")]
 AllowFailed = Annotated[
@@ -109,15 +110,17 @@ def plan(
     request = _load(pipeline, catalog)
     from eo_batch.models.registry import load_segmenter
     from eo_batch.models.segmenter import explain_prompts, prompt_warnings
+    from eo_batch.run.clusters import choose_cluster
     from eo_batch.run.plan import make_inputs_of, make_plan
 
     spec = request.spec
+    chosen = choose_cluster(spec.cluster, cluster, workers)
     segmenter = load_segmenter(spec.model, spec.source.bands)
     segmenter.encode_prompts(spec.prompt_set)  # refuses prompts that it cannot serve before anything is searched
     answers, warnings = explain_prompts(segmenter, spec.prompt_set), prompt_warnings(segmenter, spec.prompt_set)
     with Progress(as_json=False, quiet=quiet or json) as progress:
         inputs = make_inputs_of(request, listener=progress.tell)
-        made = make_plan(inputs, segmenter, executor=cluster, workers=workers)
+        made = make_plan(inputs, segmenter, cluster=chosen)
     if json:
         print_json({**made.as_dict(), "answers": list(answers), "warnings": list(warnings)})
     else:

@@ -10,22 +10,20 @@ import tomllib
 from datetime import UTC, date, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from eo_batch.core.clusters import ClusterSpec
 from eo_batch.core.digest import digest
 from eo_batch.core.errors import ConfigError
 from eo_batch.core.prompts import Prompt, PromptSet, normalise_text
+from eo_batch.core.table import Table
 
 MAX_CONFIG_BYTES = 1_000_000
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class RegionSpec(_Table):
+class RegionSpec(Table):
     """`[region]`: where and when."""
 
     bbox: tuple[float, float, float, float] | None = Field(
@@ -44,14 +42,14 @@ class RegionSpec(_Table):
         return self
 
 
-class AssetRef(_Table):
+class AssetRef(Table):
     """An asset key and the number of the band inside its file, from 1."""
 
     asset: str = Field(description="asset key of the item")
     index: int = Field(1, ge=1, le=64, description="band number in the file, from 1")
 
 
-class SourceSpec(_Table):
+class SourceSpec(Table):
     """`[source]`: which scenes, which bands."""
 
     catalog: str = Field(description="name of a file in catalogs/, an API URL, or a path to a catalog.json or items .parquet")
@@ -77,7 +75,7 @@ class SourceSpec(_Table):
         return bands
 
 
-class GridSpec(_Table):
+class GridSpec(Table):
     """`[grid]`: where the pixels of the result are."""
 
     crs: str = Field("auto", max_length=200, description='"auto" (UTM zone of the region) or "EPSG:..."')
@@ -86,7 +84,7 @@ class GridSpec(_Table):
     resampling: Literal["bilinear", "nearest"] = Field("bilinear", description="for bands that must be resampled")
 
 
-class TimeSpec(_Table):
+class TimeSpec(Table):
     """`[time]`: how scenes become layers."""
 
     step: Literal["scene", "month", "year", "all"] = Field(
@@ -97,7 +95,7 @@ class TimeSpec(_Table):
     )
 
 
-class ModelSpec(_Table):
+class ModelSpec(Table):
     """`[model]`: what answers the prompts."""
 
     name: Name = Field("spectral", description="see `eo-batch models list`")
@@ -107,7 +105,7 @@ class ModelSpec(_Table):
     options: dict[str, str | int | float | bool] = Field(default_factory=dict, description="settings of the segmenter")
 
 
-class PromptSpec(_Table):
+class PromptSpec(Table):
     """`[[prompts]]`: what to map."""
 
     text: str = Field(description="what to look for, at most 200 characters")
@@ -115,13 +113,13 @@ class PromptSpec(_Table):
     min_area_m2: float = Field(0.0, ge=0, description="smaller footprints are not reported (masks are not touched)")
 
 
-class OutputSpec(_Table):
+class OutputSpec(Table):
     """`[output]`: what is kept."""
 
     scores: bool = Field(False, description="also store scores (uint8, 1/250), for other thresholds later")
 
 
-class LimitsSpec(_Table):
+class LimitsSpec(Table):
     """`[limits]`: what the plan may use. Never changes a result."""
 
     memory_gb: float | None = Field(
@@ -131,7 +129,7 @@ class LimitsSpec(_Table):
     max_failed_percent: float = Field(5.0, ge=0, le=100, description="stop early when more chunks than this have failed")
 
 
-class CacheSpec(_Table):
+class CacheSpec(Table):
     """`[cache]`: what is kept beside the result to save work later. Never changes a result."""
 
     features: bool = Field(
@@ -146,14 +144,7 @@ class CacheSpec(_Table):
         return self
 
 
-class ClusterSpec(_Table):
-    """`[cluster]`: who computes. Never changes a result."""
-
-    kind: str = Field("local", description='"local" (threads of this process) or "serial"')
-    workers: int | None = Field(None, ge=1, le=256, description="chunks computed at once; default: CPU cores")
-
-
-class PipelineSpec(_Table):
+class PipelineSpec(Table):
     """A map product: one TOML file in pipelines/."""
 
     name: Name = Field(description="of the result: letters, digits, dots, dashes; at most 64")
@@ -199,7 +190,7 @@ class PipelineSpec(_Table):
         return digest(self.identity)
 
 
-class CloudMaskSpec(_Table):
+class CloudMaskSpec(Table):
     """Which asset tells clouds, and which of its values or bits are dropped."""
 
     asset: str = Field(description="asset key of the mask")
@@ -207,7 +198,7 @@ class CloudMaskSpec(_Table):
     drop: list[int] = Field(min_length=1, description="class values, or bit numbers from 0, that mean: do not use this pixel")
 
 
-class CollectionSpec(_Table):
+class CollectionSpec(Table):
     """`[collections.ID]` of a catalog file: what the items of one collection leave unsaid."""
 
     bands: dict[str, str | AssetRef] = Field(default_factory=dict, description="common name -> asset key or {asset, index}")
@@ -220,7 +211,7 @@ class CollectionSpec(_Table):
     cloud_mask: CloudMaskSpec | None = Field(None, description="which asset tells clouds; none: nothing is masked")
 
 
-class CatalogSpec(_Table):
+class CatalogSpec(Table):
     """A file in catalogs/: an endpoint we know. It is also the network allow-list of a run."""
 
     title: str = Field(description="for people")
@@ -263,7 +254,7 @@ def parse_catalog(text: bytes, *, where: str) -> CatalogSpec:
     return spec
 
 
-def _parse(model: type[_Table], text: bytes, where: str) -> _Table:
+def _parse(model: type[Table], text: bytes, where: str) -> Table:
     if len(text) > MAX_CONFIG_BYTES:
         raise ConfigError("config-too-large", f"{len(text):,} bytes (limit {MAX_CONFIG_BYTES:,})", where=where)
     try:
@@ -277,7 +268,7 @@ def _parse(model: type[_Table], text: bytes, where: str) -> _Table:
     return validate(model, document, where=where)
 
 
-def validate(model: type[_Table], document: dict[str, Any], *, where: str) -> Any:
+def validate(model: type[Table], document: dict[str, Any], *, where: str) -> Any:
     """`model` made of plain values; the first thing wrong is the error, with its key.
 
     Raises
@@ -290,7 +281,7 @@ def validate(model: type[_Table], document: dict[str, Any], *, where: str) -> An
         raise _explain(model, error, where) from None
 
 
-def _explain(model: type[_Table], error: ValidationError, where: str) -> ConfigError:
+def _explain(model: type[Table], error: ValidationError, where: str) -> ConfigError:
     first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
     path = [part for part in first["loc"] if not (isinstance(part, str) and part in ("str", "AssetRef"))]
     key = ".".join(str(part + 1) if isinstance(part, int) else part for part in path) or "the file"

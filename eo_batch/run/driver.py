@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from eo_batch.core.clusters import ClusterSpec
 from eo_batch.core.errors import ConfigError
 from eo_batch.models.inference import probe_segmenter
 from eo_batch.models.registry import load_segmenter
@@ -17,9 +18,9 @@ from eo_batch.models.segmenter import Segmenter, prompt_warnings
 from eo_batch.outputs.cube import create_cube
 from eo_batch.outputs.layers import BOXES, PRODUCTS
 from eo_batch.outputs.store import Store
+from eo_batch.run.clusters import choose_cluster
 from eo_batch.run.derived import kept_identity
 from eo_batch.run.events import Event, Listener, silent
-from eo_batch.run.executors import check_kind
 from eo_batch.run.features import check_keeps
 from eo_batch.run.generations import Generation, check_no_gap, generations, newest
 from eo_batch.run.lease import Lease, acquire, check_free
@@ -109,7 +110,7 @@ def start_run(
     """
     began = time.monotonic()
     spec = request.spec
-    check_kind(executor or spec.cluster.kind)
+    cluster = choose_cluster(spec.cluster, executor, workers)
     store = Generation(out)
     if store.exists("request.json"):
         check_free(store)
@@ -130,14 +131,14 @@ def start_run(
         text = f'segmenter "{segmenter.info.name}" answers a window otherwise in other company: its maps depend on the chunk size'
         listener(Event("warning", text))
     inputs = make_inputs_of(request, listener=listener)
-    plan = make_plan(inputs, segmenter, executor=executor, workers=workers, out=out)
+    plan = make_plan(inputs, segmenter, cluster=cluster, out=out)
     listener(Event("plan", f"{plan.chunks:,} chunks, {plan.scenes:,} scenes", total=plan.chunks, data=plan.as_dict()))
     plan.check()
     with acquire(store) as lease:
         _refuse_run(store, request)  # another driver may have begun during the search
         identity = identity_from(segmenter)
         write_inputs(store, inputs, segmenter=identity, version=__version__)
-        return conduct(store, inputs, identity, lease, executor, workers, allow_failed, listener, began)
+        return conduct(store, inputs, identity, lease, cluster, allow_failed, listener, began)
 
 
 def resume_run(
@@ -158,7 +159,7 @@ def resume_run(
     LockError : another driver is alive.
     """
     began = time.monotonic()
-    check_kind(executor or read_request(newest(out)).spec.cluster.kind)
+    cluster = choose_cluster(read_request(newest(out)).spec.cluster, executor, workers)
     if request is not None:
         check_same_request(read_request(newest(out)), request)
     with acquire(Generation(out), say=lambda text: listener(Event("warning", text))) as lease:
@@ -180,7 +181,7 @@ def resume_run(
         if repair:
             for text in requeue_damaged(chain, [read_inputs(each) for each in chain]):
                 listener(Event("warning", text))
-        return conduct(store, inputs, identity, lease, executor, workers, allow_failed, listener, began)
+        return conduct(store, inputs, identity, lease, cluster, allow_failed, listener, began)
 
 
 def _who_answers(store: Generation, inputs: RunInputs) -> SegmenterIdentity:
@@ -203,8 +204,7 @@ def conduct(
     inputs: RunInputs,
     segmenter: SegmenterIdentity,
     lease: Lease,
-    kind: str | None,
-    workers: int | None,
+    cluster: ClusterSpec,
     allow_failed: int,
     listener: Listener,
     began: float,
@@ -221,7 +221,7 @@ def conduct(
         return done
     if store.number == 0:
         _create_cube(store, inputs, segmenter)  # what is computed can be looked at while the rest is
-    settings: Any = {"kind": kind, "workers": workers, "allow_failed": allow_failed, "listener": listener}
+    settings: Any = {"cluster": cluster, "allow_failed": allow_failed, "listener": listener}
     for earlier in generations(store.root)[: store.number]:  # they lack chunks only after a repair
         sitting = sit(earlier, read_inputs(earlier), **settings)
         if sitting.interrupted:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from eo_batch.core.clusters import ClusterSpec
 from eo_batch.core.errors import ConfigError
 from eo_batch.core.prompts import Prompt, PromptSet, as_written, normalise_text
 from eo_batch.core.spec import PipelineSpec, validate
@@ -19,9 +20,9 @@ from eo_batch.models.inference import probe_company
 from eo_batch.models.registry import load_segmenter
 from eo_batch.models.segmenter import prompt_warnings
 from eo_batch.outputs.cube import forget_shards
+from eo_batch.run.clusters import choose_cluster
 from eo_batch.run.driver import RunSummary, conduct, identity_from
 from eo_batch.run.events import Event, Listener, silent
-from eo_batch.run.executors import check_kind
 from eo_batch.run.generations import Generation, check_no_gap, newest
 from eo_batch.run.lease import acquire, check_free
 from eo_batch.run.manifest import (
@@ -85,7 +86,7 @@ def add_prompts(
         for position in range(count - ready.plan.prompts, count):
             forget_shards(base, position)  # of an extension that was given up: they answer other prompts
         write_inputs(base.following, inputs, segmenter=identity, version=__version__)
-        return conduct(base.following, inputs, identity, lease, executor, workers, allow_failed, listener, began)
+        return conduct(base.following, inputs, identity, lease, ready.cluster, allow_failed, listener, began)
 
 
 def plan_prompts(
@@ -174,12 +175,14 @@ def _finished_inputs(base: Generation) -> RunInputs:
 
 @dataclass(frozen=True)
 class _Ready:
-    """An extension that nothing stands against: the generation it rests on, inputs with all prompts, who answers, the plan."""
+    """An extension that nothing stands against: the generation it rests on, inputs with all prompts, who answers, the plan, who
+    computes."""
 
     base: Generation
     inputs: RunInputs
     segmenter: SegmenterIdentity
     plan: Plan
+    cluster: ClusterSpec
 
 
 def _prepared(
@@ -196,7 +199,7 @@ def _prepared(
     base = newest(run)
     before = read_request(base)
     check_no_gap(base)
-    check_kind(executor or before.spec.cluster.kind)
+    cluster = choose_cluster(before.spec.cluster, executor, workers)
     check_free(base)
     finished = _finished_inputs(base)
     inputs = replace(finished, request=extended_request(before, prompts, threshold=threshold, min_area_m2=min_area_m2))
@@ -210,5 +213,5 @@ def _prepared(
     for text in prompt_warnings(segmenter, added):
         listener(Event("warning", text))
     probe_company(segmenter, every, known=known, bands=spec.source.bands, window_px=spec.model.window_px, batch=spec.model.batch)
-    plan = make_plan(inputs, segmenter, prompts=added, executor=executor, workers=workers, out=base.root)
-    return _Ready(base, inputs, identity_from(segmenter), plan)
+    plan = make_plan(inputs, segmenter, prompts=added, cluster=cluster, out=base.root)
+    return _Ready(base, inputs, identity_from(segmenter), plan, cluster)

@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from eo_batch.core.clusters import ClusterSpec
 from eo_batch.core.errors import ResourceError
 from eo_batch.core.grid import Grid
 from eo_batch.core.prompts import PromptSet
@@ -21,9 +22,9 @@ from eo_batch.models.inference import inference_bytes
 from eo_batch.models.registry import load_segmenter
 from eo_batch.models.segmenter import Segmenter
 from eo_batch.outputs.store import Store
+from eo_batch.run.clusters import choose_cluster
 from eo_batch.run.coverage import Coverage, coverage_of
 from eo_batch.run.events import Event, Listener, silent
-from eo_batch.run.executors import check_kind
 from eo_batch.run.features import FOLDER, check_keeps, kept_features
 from eo_batch.run.manifest import RANK_PROPERTY, RunInputs, make_inputs
 from eo_batch.run.price import Price, measure_price
@@ -224,7 +225,7 @@ def plan_run(
     segmenter = load_segmenter(spec.model, spec.source.bands)
     segmenter.encode_prompts(spec.prompt_set)
     inputs = make_inputs_of(request, listener=listener)
-    return make_plan(inputs, segmenter, executor=executor, workers=workers, out=out)
+    return make_plan(inputs, segmenter, cluster=choose_cluster(spec.cluster, executor, workers), out=out)
 
 
 def halo_region(region: Region, grid: Grid, on_grid: RegionOnGrid) -> Region:
@@ -268,8 +269,7 @@ def make_plan(
     segmenter: Segmenter,
     *,
     prompts: PromptSet | None = None,
-    executor: str | None = None,
-    workers: int | None = None,
+    cluster: ClusterSpec | None = None,
     out: Path | None = None,
 ) -> Plan:
     """Figures of a run; probes the segmenter for its speed, reads no pixels.
@@ -277,6 +277,7 @@ def make_plan(
     Parameters
     ----------
     prompts : those that a finished run in `out` is extended by: the plan is that of the extension alone. None: all of them.
+    cluster : who will compute; None: as the pipeline says.
     out : folder of the run, for what is free on its disk and for features that are kept there.
 
     Raises
@@ -284,11 +285,10 @@ def make_plan(
     ConfigError : `config-invalid`: features of this segmenter cannot be kept.
     """
     spec, grid = inputs.request.spec, inputs.grid
-    kind = executor or spec.cluster.kind
-    check_kind(kind)
+    cluster = cluster or spec.cluster
     keeper = check_keeps(segmenter, spec.cache)
     asked = prompts or spec.prompt_set
-    count = 1 if kind == "serial" else workers or spec.cluster.workers or os.cpu_count() or 1
+    count = 1 if cluster.kind == "serial" else cluster.workers or os.cpu_count() or 1
     scoring = count if segmenter.info.device == "cpu" else 1  # a GPU scores one batch at a time
     covered = coverage_of(inputs)
     bytes_to_read = covered.pixels * (2 * len(spec.source.bands) + 1)

@@ -17,10 +17,10 @@ from eo_batch.core.arrays import least_step
 from eo_batch.core.errors import ConfigError
 from eo_batch.core.prompts import Prompt, PromptSet, as_written, normalise_text
 from eo_batch.outputs.store import Store
+from eo_batch.run.clusters import choose_cluster
 from eo_batch.run.derived import DERIVED, with_prompts, write_derived
 from eo_batch.run.driver import RunSummary, conduct
 from eo_batch.run.events import Event, Listener, silent
-from eo_batch.run.executors import check_kind
 from eo_batch.run.generations import Generation, check_published, published
 from eo_batch.run.lease import acquire, check_free
 from eo_batch.run.manifest import check_rules, identity_of, read_inputs, read_manifest, read_request, write_inputs
@@ -76,7 +76,7 @@ def rethreshold(
     assert manifest is not None
     check_rules(manifest)
     inputs = read_inputs(base)
-    check_kind(executor or inputs.request.spec.cluster.kind)
+    cluster = choose_cluster(inputs.request.spec.cluster, executor, workers)
     prompts = changed_prompts(inputs.request.spec.prompt_set, changes)
     for text in _without_effect(inputs.request.spec.prompt_set, prompts):
         listener(Event("warning", text))
@@ -91,7 +91,7 @@ def rethreshold(
         store.adopt("items.parquet", base)
         identity = identity_of(manifest)
         write_inputs(store, inputs, segmenter=identity, version=__version__)
-        return conduct(store, inputs, identity, lease, executor, workers, 0, listener, began)
+        return conduct(store, inputs, identity, lease, cluster, 0, listener, began)
 
 
 def finished_run(run: Path | str) -> Generation:

@@ -11,16 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from eo_batch.core.clusters import ClusterSpec
 from eo_batch.core.errors import EoBatchError, IntegrityError, StoreError
 from eo_batch.core.grid import chunk_key
 from eo_batch.core.hrefs import redact
 from eo_batch.core.records import ChunkFailure, ChunkReceipt
 from eo_batch.run.events import Event, Listener
-from eo_batch.run.executors import Executor, Task, make_executor
+from eo_batch.run.executors import Executor, Group, Task, make_executor
 from eo_batch.run.generations import Generation
 from eo_batch.run.ledger import failures, put_failure, receipt_keys
 from eo_batch.run.manifest import RunInputs, read_manifest
 from eo_batch.run.merge import read_marker
+from eo_batch.run.order import groups
 from eo_batch.run.status import pixel_area_km2
 from eo_batch.run.task import execute, forget_contexts, prepare
 
@@ -28,9 +30,7 @@ STOP_AFTER_EQUAL = 20
 """Stop early after so many failures in a row with one code, unless they are allowed: the archive is down."""
 
 
-def sit(
-    store: Generation, inputs: RunInputs, *, kind: str | None, workers: int | None, allow_failed: int, listener: Listener
-) -> Sitting:
+def sit(store: Generation, inputs: RunInputs, *, cluster: ClusterSpec, allow_failed: int, listener: Listener) -> Sitting:
     """Compute the chunks that have no receipt; what came of it.
 
     Raises
@@ -39,8 +39,7 @@ def sit(
     """
     sitting = Sitting(store, inputs, listener, allow_failed)
     if sitting.missing:
-        cluster = inputs.request.spec.cluster
-        with make_executor(kind or cluster.kind, workers or cluster.workers) as pool, _stop_on_signals() as stop:
+        with make_executor(cluster) as pool, _stop_on_signals() as stop:
             try:
                 sitting.run(pool, stop)
             finally:
@@ -75,7 +74,8 @@ class Sitting:
         marker = read_marker(self.store)
         self.outdates_marker = marker is not None and marker["run"] == manifest["digest"]
         folder = str(self.store.root)
-        prepare(folder, manifest["digest"])
+        if pool.in_process:
+            prepare(folder, manifest["digest"])
         self.listener(
             Event(
                 "start",
@@ -88,7 +88,8 @@ class Sitting:
         blocked = self._blocked()
         for failure in blocked.values():
             self._record(failure)
-        for task, result in pool.outcomes(execute, self._tasks(folder, manifest["digest"], self.finished | blocked.keys(), stop)):
+        missing = self._groups(folder, manifest["digest"], self.finished | blocked.keys())
+        for task, result in pool.outcomes(execute, missing, stop=stop):
             self._judge(task, result)
             if self.fatal is not None:
                 stop.set()
@@ -101,15 +102,9 @@ class Sitting:
             return {}
         return {failure.key: failure for failure in failures(self.store.earlier) if failure.key not in self.finished}
 
-    def _tasks(self, folder: str, run_digest: str, left_out: set[str], stop: threading.Event) -> Iterator[Task]:
-        ny, nx = self.inputs.grid.chunks_yx
-        for t in range(len(self.inputs.steps)):
-            for iy in range(ny):
-                for ix in range(nx):
-                    if stop.is_set():
-                        return
-                    if chunk_key(t, iy, ix) not in left_out:
-                        yield folder, run_digest, t, iy, ix
+    def _groups(self, folder: str, run_digest: str, left_out: set[str]) -> Iterator[Group]:
+        for group in groups(len(self.inputs.steps), self.inputs.grid.chunks_yx):
+            yield [(folder, run_digest, *index) for index in group if chunk_key(*index) not in left_out]
 
     def _judge(self, task: Task, result: Any) -> None:
         if isinstance(result, ChunkReceipt):

@@ -7,7 +7,9 @@ import threading
 import psutil
 import pytest
 
+from eo_batch.core.clusters import ClusterSpec
 from eo_batch.core.errors import ConfigError
+from eo_batch.run.clusters import choose_cluster
 from eo_batch.run.executors import make_executor
 
 
@@ -19,8 +21,8 @@ def double(value: int) -> int:
 
 @pytest.mark.parametrize("kind", ["serial", "local"])
 def test_every_task_has_one_outcome(kind: str) -> None:
-    with make_executor(kind, 2) as pool:
-        outcomes = dict(pool.outcomes(double, ((i,) for i in range(20))))
+    with make_executor(ClusterSpec(kind=kind, workers=2)) as pool:
+        outcomes = dict(pool.outcomes(double, [[(i,)] for i in range(20)], stop=threading.Event()))
     assert len(outcomes) == 20
     assert isinstance(outcomes.pop((13,)), ValueError)
     assert all(result == 2 * task[0] for task, result in outcomes.items())
@@ -36,10 +38,10 @@ def test_tasks_are_taken_only_as_fast_as_they_finish(kind: str) -> None:
         for i in range(100, 160):
             with lock:
                 taken += 1
-            yield (i,)
+            yield [(i,)]
 
-    with make_executor(kind, 2) as pool:
-        for finished, _ in enumerate(pool.outcomes(double, tasks()), 1):
+    with make_executor(ClusterSpec(kind=kind, workers=2)) as pool:
+        for finished, _ in enumerate(pool.outcomes(double, tasks(), stop=threading.Event()), 1):
             with lock:
                 assert taken - finished <= 2 * pool.width
     assert taken == 60
@@ -48,12 +50,12 @@ def test_tasks_are_taken_only_as_fast_as_they_finish(kind: str) -> None:
 def test_only_loopback_listens_while_a_run_computes() -> None:
     process = psutil.Process()
     before = {c.laddr for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN}
-    with make_executor("local", 2) as pool:
-        list(pool.outcomes(double, [(1,)]))
+    with make_executor(ClusterSpec(workers=2)) as pool:
+        list(pool.outcomes(double, [[(1,)]], stop=threading.Event()))
         now = {c.laddr for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN} - before
     assert all(address.ip in ("127.0.0.1", "::1") for address in now), now
 
 
 def test_an_unknown_cluster_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match='unknown cluster "moon".*local, serial'):
-        make_executor("moon", None)
+        choose_cluster(ClusterSpec(), "moon", None)

@@ -14,6 +14,7 @@ from pyproj import Transformer
 from shapely import MultiPolygon, Point
 from toy import make_toy, toy_pipeline
 
+from eo_batch.core.clusters import ClusterSpec
 from eo_batch.core.errors import ConfigError, ResourceError
 from eo_batch.core.grid import Grid, Span
 from eo_batch.core.prompts import Prompt, PromptSet
@@ -96,7 +97,9 @@ def planned(toy: Path, **settings: object) -> tuple[Plan, RunInputs]:
     path.write_text(toy_pipeline(**settings))  # type: ignore[arg-type]
     request = load_pipeline(path)
     inputs = make_inputs_of(request)
-    return make_plan(inputs, load_segmenter(request.spec.model, request.spec.source.bands), workers=2), inputs
+    return make_plan(
+        inputs, load_segmenter(request.spec.model, request.spec.source.bands), cluster=ClusterSpec(workers=2)
+    ), inputs
 
 
 @pytest.mark.parametrize("chunk_px", [64, 100, 512])
@@ -172,7 +175,7 @@ def test_an_extension_is_priced_by_its_own_prompts(toy: Path, monkeypatch: pytes
     fixed_price(monkeypatch, Price(0.0, 1.0, 0.25))
     whole, inputs = planned(toy, prompts=("a", "b", "c", "d"))
     segmenter = load_segmenter(inputs.request.spec.model, inputs.request.spec.source.bands)
-    added = make_plan(inputs, segmenter, prompts=prompts_of("e"), workers=2)
+    added = make_plan(inputs, segmenter, prompts=prompts_of("e"), cluster=ClusterSpec(workers=2))
     scoring = [plan.seconds - plan.bytes_to_read / 40e6 / 2 for plan in (whole, added)]
     assert scoring == pytest.approx([whole.windows * 2.0 / 2, whole.windows * 1.25 / 2])
     assert (added.prompts, added.windows, added.bytes_to_read) == (1, whole.windows, whole.bytes_to_read)
@@ -250,7 +253,7 @@ def test_features_that_are_there_are_not_planned_again(tmp_path: Path, monkeypat
     fixed_price(monkeypatch, Price(0.0, 1.0, 0.0, load_s=0.25, feature_bytes=1000))
     inputs = make_inputs_of(request)
     segmenter: Segmenter = load_segmenter(request.spec.model, request.spec.source.bands)
-    plan = make_plan(inputs, segmenter, prompts=prompts_of("b"), executor="serial", out=tmp_path / "run")
+    plan = make_plan(inputs, segmenter, prompts=prompts_of("b"), cluster=ClusterSpec(kind="serial"), out=tmp_path / "run")
     assert (plan.features_kept, plan.windows_distinct - count) == (count, plan.features // 1000)
     assert count > 10
     assert plan.seconds - plan.bytes_to_read / 40e6 == pytest.approx(

@@ -1,0 +1,61 @@
+"""Who computes chunks: this thread, or the workers of a Dask scheduler. dask is imported nowhere else.
+
+An executor takes light tasks in groups of neighbours, keeps a bounded number in flight, and yields outcomes as they come.
+It never orders, never holds results. One module for each kind of cluster; the table below is closed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Protocol
+
+from eo_batch.core.clusters import ClusterSpec
+from eo_batch.run.executors.address import AddressExecutor
+from eo_batch.run.executors.local import ProcessExecutor, ThreadExecutor
+from eo_batch.run.executors.serial import SerialExecutor
+
+Task = tuple[Any, ...]
+Group = Sequence[Task]
+"""Chunks that lie side by side: best computed one after the other by one worker process."""
+Outcome = tuple[Task, Any]
+"""(arguments, result or exception)."""
+
+
+class Executor(Protocol):
+    """A context manager that runs a function over many argument tuples."""
+
+    @property
+    def width(self) -> int:
+        """Tasks that are computed at once."""
+        ...
+
+    @property
+    def in_process(self) -> bool:
+        """Tasks run in this process."""
+        ...
+
+    @property
+    def dashboard(self) -> str:
+        """Address of a page that shows the work, or ""."""
+        ...
+
+    def __enter__(self) -> Executor: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+    def outcomes(self, work: Callable[..., Any], groups: Iterable[Group], *, stop: threading.Event) -> Iterator[Outcome]:
+        """Outcome of every task, in any order; takes tasks only as fast as they are finished, and none after `stop` is set."""
+        ...
+
+
+def make_executor(cluster: ClusterSpec) -> Executor:
+    """Executor of a cluster; nothing starts before it is entered."""
+    kind, _, argument = cluster.kind.partition(":")
+    if kind in ("tcp", "tls"):
+        return AddressExecutor(cluster)
+    if kind == "local" and argument:
+        return ProcessExecutor(cluster)
+    kinds: dict[str, Callable[[ClusterSpec], Executor]] = {"serial": SerialExecutor, "local": ThreadExecutor}
+    return kinds[kind](cluster)

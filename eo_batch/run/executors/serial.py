@@ -1,0 +1,40 @@
+"""One chunk after the other in this thread: for debugging, and the measure of all others."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from eo_batch.core.clusters import ClusterSpec
+
+
+class SerialExecutor:
+    """Computes in the thread that asks."""
+
+    width = 1
+    in_process = True
+    dashboard = ""
+
+    def __init__(self, cluster: ClusterSpec) -> None:
+        pass
+
+    def __enter__(self) -> SerialExecutor:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        return None
+
+    def outcomes(
+        self, work: Callable[..., Any], groups: Iterable[Sequence[tuple[Any, ...]]], *, stop: threading.Event
+    ) -> Iterator[tuple[tuple[Any, ...], Any]]:
+        """See `Executor.outcomes`."""
+        for group in groups:
+            for task in group:
+                if stop.is_set():
+                    return
+                try:
+                    result = work(*task)
+                except Exception as error:  # an outcome, judged by the driver
+                    result = error
+                yield task, result
