@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from eo_batch.core.errors import IntegrityError, ModelError
 from eo_batch.core.grid import Chunk, Grid, Window
 from eo_batch.core.prompts import PromptSet
+from eo_batch.models.busy import counted
 from eo_batch.models.segmenter import FLOAT_BYTES, Segmenter, SegmenterInfo, feature_keeper
 
 TAPER_FLOOR = 0.01
@@ -337,7 +338,8 @@ def _ask(
 ) -> NDArray[np.float32]:
     name = segmenter.info.name
     try:
-        answers = segmenter.decode((encode or segmenter.encode_images)(images), features)
+        with counted():
+            answers = segmenter.decode((encode or segmenter.encode_images)(images), features)
     except MemoryError:
         raise ModelError(
             "model-oom",

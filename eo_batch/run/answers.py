@@ -56,6 +56,11 @@ class Answered:
 class Answers(Protocol):
     """Something that answers the prompts of a run, chunk by chunk. Pure: the same chunk, the same bytes."""
 
+    @property
+    def device(self) -> str:
+        """What the segmenter computes on, "cpu" or "cuda"; "" where none is asked. For telemetry."""
+        ...
+
     def answer(self, chunk: Chunk, inside: NDArray[np.bool_], clock: Stopwatch) -> Answered:
         """Answers for `chunk`; where nothing was observed, all of them are 254.
 
@@ -85,6 +90,11 @@ class FreshAnswers:
     prompts: PromptSet
     prompt_features: Any
     features: FeatureCache | None = None
+
+    @property
+    def device(self) -> str:
+        """See `Answers.device`."""
+        return self.segmenter.info.device
 
     def answer(self, chunk: Chunk, inside: NDArray[np.bool_], clock: Stopwatch) -> Answered:
         """See `Answers.answer`."""

@@ -1,18 +1,30 @@
-"""Seconds per stage of a chunk: telemetry, never part of a digest."""
+"""When a chunk was computed, by whom, and what took how long: telemetry, never part of a digest."""
 
 from __future__ import annotations
 
+import platform
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from eo_batch.models.busy import busy_seconds
+from eo_batch.run.executors.worker import worker_name
 
 
 @dataclass
 class Stopwatch:
-    """Seconds per stage, monotonic."""
+    """Seconds per stage, monotonic; and when and where it was started."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    began: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def __post_init__(self) -> None:
+        self._start = time.perf_counter()
+        self._busy = busy_seconds()
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -20,3 +32,25 @@ class Stopwatch:
         start = time.perf_counter()
         yield
         self.seconds[stage] = round(time.perf_counter() - start, 4)
+
+    def telemetry(self) -> dict[str, Any]:
+        """What is known of the chunk by now, as JSON values."""
+        return {
+            "seconds": dict(self.seconds),
+            "worker": worker_name(),
+            "host": platform.node(),
+            "began": self.began.isoformat(timespec="milliseconds"),
+            "took_s": round(time.perf_counter() - self._start, 4),
+            "busy_s": round(busy_seconds() - self._busy, 4),
+            "peak_memory": peak_memory(),
+        }
+
+
+def peak_memory() -> int:
+    """Most memory that this process has held so far, bytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -146,6 +146,7 @@ class StoredAnswers:
     store: Store
     scores: StoredScores
     prompts: PromptSet
+    device = ""
 
     def answer(self, chunk: Chunk, inside: NDArray[np.bool_], clock: Stopwatch) -> Answered:
         """See `run.answers.Answers.answer`.

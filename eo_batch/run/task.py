@@ -103,7 +103,7 @@ def run_chunk(run: RunContext, chunk: Chunk) -> ChunkReceipt:
     with clock("write"):
         files = _put_arrays(run, chunk, found, {**earlier.files, **found.files})
         files[part_path(chunk)] = run.store.put(part_path(chunk), part_bytes(part))
-    telemetry = {"seconds": clock.seconds, "bytes_read": found.bytes_read, "notes": list(found.notes)}
+    telemetry = {**clock.telemetry(), "device": run.answers.device, "bytes_read": found.bytes_read, "notes": list(found.notes)}
     receipt = ChunkReceipt(key=chunk.key, files=files, polygons=part.num_rows, telemetry=telemetry, **facts)
     put_receipt(run.store, receipt)
     return receipt
