@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from eo_batch.core.clusters import ClusterSpec
@@ -18,29 +15,26 @@ from eo_batch.core.grid import Grid
 from eo_batch.core.prompts import PromptSet
 from eo_batch.core.region import Region, RegionOnGrid
 from eo_batch.core.spec import CacheSpec
-from eo_batch.models.inference import inference_bytes
 from eo_batch.models.registry import load_segmenter
 from eo_batch.models.segmenter import Segmenter
 from eo_batch.outputs.store import Store
 from eo_batch.run.clusters import choose_cluster
 from eo_batch.run.coverage import Coverage, coverage_of
+from eo_batch.run.crew import crew_of
 from eo_batch.run.events import Event, Listener, silent
 from eo_batch.run.features import FOLDER, check_keeps, kept_features
 from eo_batch.run.manifest import RANK_PROPERTY, RunInputs, make_inputs
+from eo_batch.run.memory import SAFE_SHARE, Memory, gb, memory_of
 from eo_batch.run.price import Price, measure_price
 from eo_batch.run.request import Request
 from eo_batch.run.status import pixel_area_km2
 from eo_batch.sources.search import search_items
-from eo_batch.sources.stack import MEDIAN_BYTES, open_source
+from eo_batch.sources.stack import open_source
 
 READ_MB_S = 40.0
 """Assumed reading rate of one worker from remote storage, megabytes per second of decoded pixels."""
 MAX_CHUNKS = 20_000_000
 """Chunks of one time step: more cannot be planned in a few gigabytes, and would be as many files."""
-PROCESS_BYTES = 900_000_000
-"""Memory of a process beside its chunks, measured at the end of a long run: libraries, compiled code, block cache."""
-SAFE_SHARE = 0.8
-"""Share of free memory and disk that a plan may use."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +43,9 @@ class Plan:
 
     Parameters
     ----------
+    cluster : kind of cluster that computes.
+    price_per_hour : what one worker process costs, in `currency`; None: nobody said.
+    disk : bytes of the result, features of it included. `disk_free`: None where the store has no such figure.
     seconds_per_window : of one worker, all prompts together.
     seconds_per_prompt : the part of it that is one prompt's.
     prompts : those that are answered: of an extension, the added ones alone.
@@ -69,13 +66,13 @@ class Plan:
     windows_distinct: int
     area_km2: float
     bytes_to_read: int
-    memory_per_worker: int
-    memory_shared: int
-    memory_limit: int
+    memory: Memory
     disk: int
-    disk_free: int
+    disk_free: int | None
     files: int
-    workers: int
+    cluster: str
+    price_per_hour: float | None
+    currency: str
     seconds: float
     seconds_per_window: float
     seconds_per_prompt: float
@@ -91,9 +88,16 @@ class Plan:
         return self.windows / self.windows_distinct if self.windows_distinct else 1.0
 
     @property
-    def memory(self) -> int:
-        """Bytes of the whole process: all workers at their peak, and what it needs beside them."""
-        return PROCESS_BYTES + self.memory_shared + self.memory_per_worker * self.workers
+    def workers(self) -> int:
+        """Chunks computed at once."""
+        return self.memory.crew.at_once
+
+    @property
+    def money(self) -> float | None:
+        """Price of all worker processes for the planned time."""
+        if self.price_per_hour is None:
+            return None
+        return self.price_per_hour * self.memory.crew.processes * self.seconds / 3600
 
     def check(self) -> None:
         """Refuse what cannot fit.
@@ -102,33 +106,14 @@ class Plan:
         ------
         ResourceError : `plan-too-big`, with the setting that would fit.
         """
-        if self.memory > self.memory_limit:
+        self.memory.check(self.name)
+        if self.disk_free is not None and self.disk > self.disk_free * SAFE_SHARE:
             raise ResourceError(
                 "plan-too-big",
-                f"{self.workers} workers need {_gb(self.memory)}, {_gb(self.memory_limit)} may be used",
-                where=self.name,
-                fix=self._memory_advice(),
-            )
-        if self.disk > self.disk_free * SAFE_SHARE:
-            raise ResourceError(
-                "plan-too-big",
-                f"the run needs about {_gb(self.disk)} on disk, {_gb(self.disk_free)} are free",
+                f"the run needs about {gb(self.disk)} on disk, {gb(self.disk_free)} are free",
                 where=self.name,
                 fix=f"Free space, choose another --out, or set {' or '.join(self._optional)} = false.",
             )
-
-    def _memory_advice(self) -> str:
-        beside = PROCESS_BYTES + self.memory_shared
-        left = self.memory_limit - beside
-        if self.memory_per_worker <= left:
-            return f"Use --workers {left // self.memory_per_worker}."
-        for chunk_px in (4096, 2048, 1024, 512, 256):
-            if chunk_px < self.chunk_px:
-                share = ((chunk_px + 0.3 * self.chunk_px) / (1.3 * self.chunk_px)) ** 2
-                if self.memory_per_worker * share <= left:
-                    return f"Set grid.chunk_px = {chunk_px} with --workers 1, or give the plan more memory (limits.memory_gb)."
-        least = _gb(self.memory_per_worker + beside)
-        return f"Give the plan at least {least} (limits.memory_gb), or use fewer bands or a smaller window."
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Label, value and remark of each line of the printed plan."""
@@ -144,27 +129,52 @@ class Plan:
                 f"{self.windows:,}",
                 f"{self.recomputed:.2f}x: windows that two chunks share are {self._shared_work} by both",
             ),
-            ("to read", _gb(self.bytes_to_read), "decoded pixels"),
-            (
-                "memory",
-                f"{_gb(self.memory_per_worker)} per worker",
-                f"{_gb(self.memory)} for {self.workers} workers and the process; {_gb(self.memory_limit)} may be used",
-            ),
+            ("to read", gb(self.bytes_to_read), "decoded pixels"),
+            ("workers", self._workers, self.cluster),
+            *self._memory_rows(),
             *self._feature_rows(),
-            ("disk", _gb(self.disk), f"{self.files:,} files; {_gb(self.disk_free)} free"),
+            (
+                "disk",
+                gb(self.disk),
+                f"{self.files:,} files; {'not limited' if self.disk_free is None else gb(self.disk_free) + ' free'}",
+            ),
             (
                 "time",
-                _duration(self.seconds),
+                duration(self.seconds),
                 f"{self.seconds_per_window * 1000:.0f} ms a window measured here, {READ_MB_S:.0f} MB/s assumed",
             ),
+            *([] if self.money is None else [("money", f"{self.money:,.2f} {self.currency}", self._price)]),
             ("licence", self.licence or "not stated by the catalog file", ""),
         ]
+
+    @property
+    def _workers(self) -> str:
+        crew = self.memory.crew
+        if crew.is_driver:
+            return f"{crew.threads}"
+        many = f"{crew.processes} x {crew.threads}"
+        return many if crew.is_known else f"{many} (assumed: say --workers)"
+
+    @property
+    def _price(self) -> str:
+        crew = self.memory.crew
+        return f"{self.price_per_hour:g} {self.currency} an hour for each of {crew.processes} worker processes"
+
+    def _memory_rows(self) -> list[tuple[str, str, str]]:
+        memory = self.memory
+        per_process = f"{gb(memory.per_process)} in each worker process"
+        if memory.worker_limit is not None:
+            per_process += f", which has {gb(memory.worker_limit)}"
+        here = f"{gb(memory.here)} on this machine"
+        if memory.here_limit is not None:
+            here += f"; {gb(memory.here_limit)} may be used"
+        return [("memory", f"{gb(memory.per_chunk)} per chunk", f"{per_process}; {here}")]
 
     def _feature_rows(self) -> list[tuple[str, str, str]]:
         if not (self.features or self.features_kept):
             return []
         there = f"; {self.features_kept:,} windows are there already" if self.features_kept else ""
-        return [("feature cache", _gb(self.features), f"in {FOLDER}/, so that windows are encoded once{there}")]
+        return [("feature cache", gb(self.features), f"in {FOLDER}/, so that windows are encoded once{there}")]
 
     @property
     def _shared_work(self) -> str:
@@ -176,7 +186,22 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON values."""
-        return {**asdict(self), "memory": self.memory, "recomputed": round(self.recomputed, 4)}
+        memory, crew = self.memory, self.memory.crew
+        return {
+            **asdict(self),
+            "memory": memory.here,
+            "memory_per_chunk": memory.per_chunk,
+            "memory_per_process": memory.per_process,
+            "memory_shared": memory.shared,
+            "memory_limit": memory.here_limit,
+            "memory_gb": None if memory.worker_limit is None else memory.worker_limit / 1e9,
+            "processes": crew.processes,
+            "threads": crew.threads,
+            "workers": self.workers,
+            "workers_known": crew.is_known,
+            "money": self.money,
+            "recomputed": round(self.recomputed, 4),
+        }
 
 
 def make_inputs_of(request: Request, *, listener: Listener = silent) -> RunInputs:
@@ -288,15 +313,14 @@ def make_plan(
     cluster = cluster or spec.cluster
     keeper = check_keeps(segmenter, spec.cache)
     asked = prompts or spec.prompt_set
-    count = 1 if cluster.kind == "serial" else cluster.workers or os.cpu_count() or 1
-    scoring = count if segmenter.info.device == "cpu" else 1  # a GPU scores one batch at a time
+    crew = crew_of(cluster, device=segmenter.info.device)
     covered = coverage_of(inputs)
     bytes_to_read = covered.pixels * (2 * len(spec.source.bands) + 1)
     price = measure_price(segmenter, asked, spec.source.bands, window_px=grid.window_px, batch=spec.model.batch, keeper=keeper)
     kept = _kept(price, covered, spec.cache, segmenter.info.digest, out)
     scoring_s = price.windows_s(covered.windows, prompts=len(asked), loaded=kept.loaded)
-    free = shutil.disk_usage(_existing(out or Path.cwd())).free
-    limit, disk_limit = spec.limits.memory_gb, spec.limits.disk_gb
+    free, disk_gb = Store(out or Path.cwd()).free_bytes(), spec.limits.disk_gb
+    may_use = [count for count in (free, None if disk_gb is None else int(disk_gb * 1e9)) if count is not None]
     return Plan(
         name=spec.name,
         crs=grid.crs,
@@ -310,14 +334,16 @@ def make_plan(
         windows_distinct=covered.windows_distinct,
         area_km2=inputs.region.polygons.area * pixel_area_km2(inputs),
         bytes_to_read=bytes_to_read,
-        memory_per_worker=_memory_per_worker(inputs, segmenter, covered, prompts=len(asked)),
-        memory_shared=segmenter.info.fixed_bytes,
-        memory_limit=int(limit * 1e9) if limit else int(psutil.virtual_memory().available * SAFE_SHARE),
+        memory=memory_of(inputs, segmenter, covered, prompts=len(asked), cluster=cluster, crew=crew),
         disk=_result_bytes(inputs, prompts=len(asked)) + kept.bytes_to_write,
-        disk_free=min(free, int(disk_limit * 1e9)) if disk_limit else free,
+        disk_free=min(may_use, default=None),
         files=inputs.chunk_count * (2 + len(asked) * (1 + spec.output.scores) + (spec.output.scores and prompts is None)),
-        workers=count,
-        seconds=price.run_s + scoring_s / scoring + bytes_to_read / (READ_MB_S * 1e6) / count,
+        cluster=cluster.kind,
+        price_per_hour=cluster.price_per_hour,
+        currency=cluster.currency,
+        seconds=(
+            price.run_s + scoring_s / crew.scoring(segmenter.info.device) + bytes_to_read / (READ_MB_S * 1e6) / crew.at_once
+        ),
         seconds_per_window=price.window_s + len(asked) * price.prompt_s,
         seconds_per_prompt=price.prompt_s,
         prompts=len(asked),
@@ -357,39 +383,12 @@ def _result_bytes(inputs: RunInputs, *, prompts: int) -> int:
     return int(layers * ny * nx * (0.05 + 0.5 * inputs.request.spec.output.scores)) + inputs.chunk_count * 20_000
 
 
-def _memory_per_worker(inputs: RunInputs, segmenter: Segmenter, covered: Coverage, *, prompts: int) -> int:
-    """Estimate of the peak of one chunk task in bytes, the largest chunk of the run taken; weights, which are shared, apart."""
-    spec, grid = inputs.request.spec, inputs.grid
-    padded, deepest = covered.largest_px, covered.deepest
-    interior = min(grid.chunk_px, grid.shape[0]) * min(grid.chunk_px, grid.shape[1])
-    bands = len(spec.source.bands)
-    scene = padded * (4 * bands + 2 + 3 * deepest)  # the composite, its validity, and who gave each pixel
-    reading = padded * (4 * (bands + 1) + 8 + 4)  # one scene on its way in, float32, with its source block
-    if spec.time.composite == "median":
-        held = min(MEDIAN_BYTES, deepest * padded * 4 * (bands + 1))
-        reading += held + held // bands
-    keeps = spec.cache.features
-    scoring = inference_bytes(segmenter.info, grid, bands=bands, prompts=prompts, batch=spec.model.batch, keeps_features=keeps)
-    blending = interior * (2 * prompts + deepest) + scoring - segmenter.info.fixed_bytes
-    return int(scene + max(reading, blending))
-
-
-def _existing(path: Path) -> Path:
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path
-
-
-def _gb(count: float) -> str:
-    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.1f} MB"
-
-
 def _percent(share: float) -> str:
     return f"{100 * share:,.1f} %" if share >= 0.0005 else "less than 0.1 %"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds for people: `about 12 min`."""
     if seconds < 90:
         return f"about {seconds:.0f} s"
     return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

@@ -56,7 +56,7 @@ def test_plan_for_machines_has_the_figures(pipeline: Path) -> None:
     answer = told("plan", pipeline)
     assert answer["scenes"] == 4
     assert answer["windows"] >= answer["windows_distinct"] > 0
-    assert answer["memory_per_worker"] > 0
+    assert answer["memory_per_chunk"] > 0
 
 
 def test_plan_refuses_what_cannot_fit_and_says_what_would(tmp_path: Path, pipeline: Path) -> None:

@@ -182,7 +182,7 @@ def test_an_extension_is_priced_by_its_own_prompts(toy: Path, monkeypatch: pytes
     shards = [plan.disk - 20_000 * plan.chunks for plan in (whole, added)]  # beside a part and a receipt of each chunk
     assert shards[0] == pytest.approx(4 * shards[1], rel=1e-4)
     assert added.files == added.chunks * (2 + 2)  # part, receipt, mask and score
-    assert added.memory_per_worker < whole.memory_per_worker
+    assert added.memory.per_chunk < whole.memory.per_chunk
 
 
 def test_printed_plan_says_what_a_further_prompt_adds(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +214,7 @@ def test_kept_features_are_counted_as_disk_and_save_windows_that_chunks_share(to
     assert with_them.disk == without.disk + with_them.features
     rows = {label: (value, remark) for label, value, remark in with_them.rows()}
     assert rows["feature cache"][0] == f"{with_them.features / 1e6:,.1f} MB"
-    assert with_them.memory_per_worker >= without.memory_per_worker
+    assert with_them.memory.per_chunk >= without.memory.per_chunk
 
 
 def test_time_with_kept_features_is_that_of_each_window_encoded_once(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
