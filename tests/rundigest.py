@@ -10,7 +10,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-LEFT_OUT = ("lease/", "failures/", "logs/", "features/")
+LEFT_OUT = ("lease/", "failures/", "events/", "features/", "plan.json", "pilot.json", "report.html")
+"""What only tells of a run."""
 
 
 OWN = ("request.json", "manifest.json", "parts", "receipts", "failures")

@@ -23,6 +23,7 @@ from eo_batch.run.derived import kept_identity
 from eo_batch.run.events import Event, Listener, silent
 from eo_batch.run.features import check_keeps
 from eo_batch.run.generations import Generation, check_no_gap, generations, newest
+from eo_batch.run.journal import journal
 from eo_batch.run.lease import Lease, acquire, check_free
 from eo_batch.run.ledger import receipt_keys
 from eo_batch.run.manifest import (
@@ -219,6 +220,21 @@ def conduct(
     done = _finished(store, inputs, began)
     if done is not None:
         return done
+    with journal(store, lease.epoch, listener) as noted:
+        return _sit_and_publish(store, inputs, segmenter, lease, cluster, allow_failed, noted, began)
+
+
+def _sit_and_publish(
+    store: Generation,
+    inputs: RunInputs,
+    segmenter: SegmenterIdentity,
+    lease: Lease,
+    cluster: ClusterSpec,
+    allow_failed: int,
+    listener: Listener,
+    began: float,
+) -> RunSummary:
+    """What `conduct` does, listened to by the journal."""
     if store.number == 0:
         _create_cube(store, inputs, segmenter)  # what is computed can be looked at while the rest is
     settings: Any = {"cluster": cluster, "allow_failed": allow_failed, "listener": listener}
