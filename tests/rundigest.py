@@ -14,7 +14,7 @@ LEFT_OUT = ("lease/", "failures/", "events/", "features/", "plan.json", "pilot.j
 """What only tells of a run."""
 
 
-OWN = ("request.json", "manifest.json", "parts", "receipts", "failures")
+OWN = ("request.json", "manifest.json", "parts", "receipts", "failures", "plan.json")
 """What each generation of an extended run has of its own."""
 
 
@@ -23,7 +23,7 @@ def file_digests(run: Path) -> dict[str, str]:
     out = {}
     for path in sorted(p for p in run.rglob("*") if p.is_file()):
         name = path.relative_to(run).as_posix()
-        if name.startswith(LEFT_OUT) or "/failures/" in name:
+        if name.startswith(LEFT_OUT) or "/failures/" in name or name.endswith("/plan.json"):
             continue
         data = path.read_bytes()
         if "/receipts/" in f"/{name}" and name.endswith(".json"):

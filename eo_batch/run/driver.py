@@ -19,6 +19,7 @@ from eo_batch.outputs.cube import create_cube
 from eo_batch.outputs.layers import BOXES, PRODUCTS
 from eo_batch.outputs.store import Store
 from eo_batch.run.clusters import choose_cluster
+from eo_batch.run.compare import put_plan
 from eo_batch.run.derived import kept_identity
 from eo_batch.run.events import Event, Listener, silent
 from eo_batch.run.features import check_keeps
@@ -139,6 +140,7 @@ def start_run(
         _refuse_run(store, request)  # another driver may have begun during the search
         identity = identity_from(segmenter)
         write_inputs(store, inputs, segmenter=identity, version=__version__)
+        put_plan(store, plan)
         return conduct(store, inputs, identity, lease, cluster, allow_failed, listener, began)
 
 

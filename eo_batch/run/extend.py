@@ -21,6 +21,7 @@ from eo_batch.models.registry import load_segmenter
 from eo_batch.models.segmenter import prompt_warnings
 from eo_batch.outputs.cube import forget_shards
 from eo_batch.run.clusters import choose_cluster
+from eo_batch.run.compare import put_plan
 from eo_batch.run.driver import RunSummary, conduct, identity_from
 from eo_batch.run.events import Event, Listener, silent
 from eo_batch.run.generations import Generation, check_no_gap, newest
@@ -86,6 +87,7 @@ def add_prompts(
         for position in range(count - ready.plan.prompts, count):
             forget_shards(base, position)  # of an extension that was given up: they answer other prompts
         write_inputs(base.following, inputs, segmenter=identity, version=__version__)
+        put_plan(base.following, ready.plan)
         return conduct(base.following, inputs, identity, lease, ready.cluster, allow_failed, listener, began)
 
 

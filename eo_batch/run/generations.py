@@ -13,7 +13,7 @@ from pathlib import Path
 from eo_batch.core.errors import IntegrityError
 from eo_batch.outputs.store import Store
 
-OWN = ("request.json", "manifest.json", "parts", "receipts", "failures")
+OWN = ("request.json", "manifest.json", "parts", "receipts", "failures", "plan.json")
 """What each generation has of its own; all other names are those of the run."""
 
 
