@@ -1,12 +1,16 @@
-"""What a person sees while a command works: a bar with chunks, km2/h and time left on a terminal, a few lines elsewhere.
+"""What a person sees while a command works: a bar with chunks, speed, how busy the device is and the time left on a terminal;
+a few lines elsewhere.
 
 `--json` turns every event into one JSON object per line on stdout. Everything for people goes to stderr.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
+from collections import deque
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +21,10 @@ if TYPE_CHECKING:
 
 LINE_EVERY_S = 10.0
 """Without a terminal: at most one progress line in so many seconds."""
+PACE_EVERY_S = 0.5
+"""The bar's figures change at most so often."""
 TOLD = ("warning", "failure")
+FIGURES = ("start", "chunk", "failure", "worker")
 
 
 class Progress:
@@ -36,8 +43,9 @@ class Progress:
         self._unit = unit
         self._bar: Any = None
         self._task: Any = None
-        self._began: float | None = None
-        self._km2_before = 0.0
+        self._lines: deque[dict[str, Any]] = deque(maxlen=5000)
+        self._pace: tuple[str, ...] = ()
+        self._last_pace = 0.0
         self._last_line = time.monotonic()
         self._withheld = ""
 
@@ -77,12 +85,15 @@ class Progress:
                 "km2": round(event.km2, 6),
             }
             print_json({**facts, "data": event.data})
+        if event.kind in FIGURES:
+            told = {"time": datetime.now(UTC).isoformat(), "event": event.kind, "km2": event.km2}
+            self._lines.append({**event.data, **told})
         if event.kind in TOLD:
             self._say(f"{event.kind}: {event.text}")
         if self._quiet:
             return
-        if self._began is None and event.kind in ("start", "chunk", "failure"):
-            self._began, self._km2_before = time.monotonic(), event.km2 if event.kind == "start" else 0.0
+        if event.kind == "start" and event.data.get("dashboard"):
+            self._say(_dashboard(event.data["dashboard"]))
         if self._bar is not None:
             self._draw(event)
         elif event.kind not in TOLD:
@@ -100,8 +111,7 @@ class Progress:
             if now - self._last_line < LINE_EVERY_S and event.done < event.total:
                 return
             self._last_line = now
-            rate = self._rate(event.km2)
-            say(f"chunk {event.done:,} of {event.total:,}" + (f", {rate}" if rate else ""))
+            say(", ".join([f"chunk {event.done:,} of {event.total:,}", *self._figures(event)]))
         elif event.text.endswith(" items found"):  # a count that grows: the last one is said before the next event
             self._withheld = event.text
         else:
@@ -110,21 +120,32 @@ class Progress:
                 self._withheld = ""
             say(f"{event.kind}: {event.text}")
 
-    def _rate(self, km2: float) -> str:
-        if self._began is None:
-            return ""
-        return rate_text(km2 - self._km2_before, time.monotonic() - self._began)
+    def _figures(self, event: Event) -> tuple[str, ...]:
+        """Speed, how busy the device is, and the time left, as far as they are known."""
+        from eo_batch.run.pace import duration_text, pace_of, pace_texts
+
+        now = time.monotonic()
+        if now - self._last_pace < PACE_EVERY_S and event.done < event.total:
+            return self._pace
+        pace = pace_of(self._lines, until=datetime.now(UTC))
+        if pace is not None:
+            self._last_pace = now
+            left = pace.seconds_left(event.total - event.done)
+            self._pace = (*pace_texts(pace), *([f"{duration_text(left)} left"] if left else []))
+        return self._pace
 
     def _draw(self, event: Event) -> None:
         if event.kind in ("chunk", "failure", "start"):
-            description, rate = "mapping", self._rate(event.km2)
-            self._bar.update(self._task, total=event.total or None, completed=event.done, description=description, rate=rate)
+            figures = "  ".join(self._figures(event))
+            self._bar.update(self._task, total=event.total or None, completed=event.done, description="mapping", figures=figures)
         elif event.kind not in TOLD:
+            if event.kind == "worker":
+                self._say(event.text)
             self._bar.update(self._task, description=plain(event.text)[:60])
 
     def _open_bar(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bar
 
         def text(field: str) -> TextColumn:
@@ -133,23 +154,20 @@ class Progress:
         self._bar = Bar(
             SpinnerColumn(),
             text("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
             text(self._unit),
-            text("{task.fields[rate]}"),
             TimeElapsedColumn(),
-            text("left"),
-            TimeRemainingColumn(),
+            text("{task.fields[figures]}"),
             console=Console(stderr=True, highlight=False),
             transient=True,
         )
-        self._task = self._bar.add_task("starting", total=None, rate="")
+        self._task = self._bar.add_task("starting", total=None, figures="")
         self._bar.start()
 
 
-def rate_text(km2: float, seconds: float) -> str:
-    """Speed as `1,234 km2/h`; three digits below 100 km2/h; empty before there is one."""
-    if seconds <= 0 or km2 <= 0:
-        return ""
-    rate = km2 / seconds * 3600
-    return f"{rate:,.0f} km2/h" if rate >= 100 else f"{rate:.3g} km2/h"
+def _dashboard(address: str) -> str:
+    """Where the work can be watched; the page needs a library that not everybody has."""
+    if importlib.util.find_spec("bokeh") is None:
+        return "dashboard: none, as bokeh is not installed (pip install bokeh)"
+    return f"dashboard: {address}"

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from eo_batch.cli.progress import Progress, rate_text
+from eo_batch.cli.progress import Progress
 from eo_batch.run.events import Event
 
 
@@ -61,6 +61,14 @@ def test_on_a_terminal_there_is_a_bar_with_chunks_and_speed(
     assert "\x1b]0;" not in shown
 
 
-@pytest.mark.parametrize(("km2", "seconds", "text"), [(0, 9, ""), (5, 0, ""), (1, 3600, "1 km2/h"), (4321, 3600, "4,321 km2/h")])
-def test_speed_is_readable(km2: float, seconds: float, text: str) -> None:
-    assert rate_text(km2, seconds) == text
+def test_the_dashboard_is_told_when_work_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(as_json=False, quiet=False) as progress:
+        progress.tell(Event("start", "4 chunks", 0, 4, data={"dashboard": "http://127.0.0.1:8787/status"}))
+    assert "dashboard: http://127.0.0.1:8787/status" in capsys.readouterr().err
+
+
+def test_workers_that_come_and_go_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(as_json=False, quiet=False) as progress:
+        progress.tell(Event("worker", "worker 3 joined", data={"worker": "3", "state": "joined"}))
+        progress.tell(Event("worker", "worker 3 was lost", data={"worker": "3", "state": "lost"}))
+    assert [line.split(": ")[1] for line in capsys.readouterr().err.splitlines()] == ["worker 3 joined", "worker 3 was lost"]
