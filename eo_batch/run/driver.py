@@ -6,6 +6,7 @@ All state is on disk. The driver may be killed at any moment; `resume_run` conti
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from eo_batch.run.manifest import (
     write_inputs,
 )
 from eo_batch.run.merge import merge_and_publish, read_marker
+from eo_batch.run.order import Index
 from eo_batch.run.plan import make_inputs_of, make_plan
 from eo_batch.run.request import Request
 from eo_batch.run.sitting import Sitting, sit
@@ -103,8 +105,13 @@ def start_run(
     workers: int | None = None,
     allow_failed: int = 0,
     listener: Listener = silent,
+    choose: Callable[[RunInputs], Sequence[Index]] | None = None,
 ) -> RunSummary:
     """Search, plan, and run a pipeline into a new folder.
+
+    Parameters
+    ----------
+    choose : gives the chunks that this sitting computes, in their order; None: all.
 
     Raises
     ------
@@ -141,7 +148,8 @@ def start_run(
         identity = identity_from(segmenter)
         write_inputs(store, inputs, segmenter=identity, version=__version__)
         put_plan(store, plan)
-        return conduct(store, inputs, identity, lease, cluster, allow_failed, listener, began)
+        only = None if choose is None else choose(inputs)
+        return conduct(store, inputs, identity, lease, cluster, allow_failed, listener, began, only=only)
 
 
 def resume_run(
@@ -211,6 +219,8 @@ def conduct(
     allow_failed: int,
     listener: Listener,
     began: float,
+    *,
+    only: Sequence[Index] | None = None,
 ) -> RunSummary:
     """Everything between frozen inputs and the summary: compute what is missing, merge, publish.
 
@@ -218,12 +228,13 @@ def conduct(
     ----------
     segmenter : who answers, for the attributes of the results; nothing is loaded here.
     began : when the command began, `time.monotonic`.
+    only : the chunks of this sitting; None: all. Where others are missing after it, nothing is published.
     """
     done = _finished(store, inputs, began)
     if done is not None:
         return done
     with journal(store, lease.epoch, listener) as noted:
-        return _sit_and_publish(store, inputs, segmenter, lease, cluster, allow_failed, noted, began)
+        return _sit_and_publish(store, inputs, segmenter, lease, cluster, allow_failed, noted, began, only)
 
 
 def _sit_and_publish(
@@ -235,6 +246,7 @@ def _sit_and_publish(
     allow_failed: int,
     listener: Listener,
     began: float,
+    only: Sequence[Index] | None,
 ) -> RunSummary:
     """What `conduct` does, listened to by the journal."""
     if store.number == 0:
@@ -244,7 +256,7 @@ def _sit_and_publish(
         sitting = sit(earlier, read_inputs(earlier), **settings)
         if sitting.interrupted:
             return _summary(store, sitting, began)
-    sitting = sit(store, inputs, **settings)
+    sitting = sit(store, inputs, only=only, **settings)
     failed = sitting.counts["failed"]
     if sitting.interrupted or sitting.unfinished or failed > allow_failed:
         return _summary(store, sitting, began)

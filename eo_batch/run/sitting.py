@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ from eo_batch.run.generations import Generation
 from eo_batch.run.ledger import failures, put_failure, receipt_keys
 from eo_batch.run.manifest import RunInputs, read_manifest
 from eo_batch.run.merge import read_marker
-from eo_batch.run.order import groups
+from eo_batch.run.order import Index, groups
 from eo_batch.run.status import pixel_area_km2
 from eo_batch.run.task import execute, forget_contexts, prepare
 
@@ -30,14 +30,26 @@ STOP_AFTER_EQUAL = 20
 """Stop early after so many failures in a row with one code, unless they are allowed: the archive is down."""
 
 
-def sit(store: Generation, inputs: RunInputs, *, cluster: ClusterSpec, allow_failed: int, listener: Listener) -> Sitting:
+def sit(
+    store: Generation,
+    inputs: RunInputs,
+    *,
+    cluster: ClusterSpec,
+    allow_failed: int,
+    listener: Listener,
+    only: Sequence[Index] | None = None,
+) -> Sitting:
     """Compute the chunks that have no receipt; what came of it.
+
+    Parameters
+    ----------
+    only : of these chunks, in this order; None: of all.
 
     Raises
     ------
     EoBatchError : why no chunk can be made, or why the run was stopped early; all that was finished is kept.
     """
-    sitting = Sitting(store, inputs, listener, allow_failed)
+    sitting = Sitting(store, inputs, listener, allow_failed, only)
     if sitting.missing:
         with make_executor(cluster) as pool, _stop_on_signals() as stop:
             try:
@@ -51,11 +63,20 @@ def sit(store: Generation, inputs: RunInputs, *, cluster: ClusterSpec, allow_fai
 class Sitting:
     """Counts of a sitting, and the judgement of outcomes."""
 
-    def __init__(self, store: Generation, inputs: RunInputs, listener: Listener, allow_failed: int) -> None:
-        self.store, self.inputs, self.listener, self.allow_failed = store, inputs, listener, allow_failed
+    def __init__(
+        self,
+        store: Generation,
+        inputs: RunInputs,
+        listener: Listener,
+        allow_failed: int,
+        only: Sequence[Index] | None = None,
+    ) -> None:
+        self.store, self.inputs, self.listener, self.allow_failed, self.only = store, inputs, listener, allow_failed, only
         self.finished = set(receipt_keys(store))
         self.total = inputs.chunk_count
         self.missing = self.total - len(self.finished)
+        if only is not None:
+            self.missing = sum(chunk_key(*index) not in self.finished for index in only)
         self.counts = {"done": len(self.finished), "empty": 0, "failed": 0}
         self.pixel_km2 = pixel_area_km2(inputs)
         self.km2, self.in_a_row, self.last_code = 0.0, 0, ""
@@ -80,7 +101,7 @@ class Sitting:
             Event(
                 "start",
                 f"{self.missing:,} of {self.total:,} chunks to do",
-                self.total - self.missing,
+                len(self.finished),
                 self.total,
                 data={"dashboard": pool.dashboard, "workers": pool.width},
             )
@@ -103,7 +124,8 @@ class Sitting:
         return {failure.key: failure for failure in failures(self.store.earlier) if failure.key not in self.finished}
 
     def _groups(self, folder: str, run_digest: str, left_out: set[str]) -> Iterator[Group]:
-        for group in groups(len(self.inputs.steps), self.inputs.grid.chunks_yx):
+        every = groups(len(self.inputs.steps), self.inputs.grid.chunks_yx)
+        for group in every if self.only is None else ([index] for index in self.only):
             yield [(folder, run_digest, *index) for index in group if chunk_key(*index) not in left_out]
 
     def _judge(self, task: Task, result: Any) -> None:
