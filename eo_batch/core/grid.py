@@ -8,6 +8,7 @@ size is asked for. That, and only that, is why chunk size cannot change a result
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,9 @@ from eo_batch.core.digest import digest
 if TYPE_CHECKING:
     from affine import Affine
     from odc.geo.geobox import GeoBox
+
+
+_KEY = re.compile(r"t([0-9]{4,9})/y([0-9]{4,9})_x([0-9]{4,9})")
 
 
 @dataclass(frozen=True, order=True)
@@ -81,6 +85,12 @@ class Chunk:
 def chunk_key(t: int, iy: int, ix: int) -> str:
     """`t0003/y0012_x0044` for (3, 12, 44)."""
     return f"t{t:04d}/y{iy:04d}_x{ix:04d}"
+
+
+def chunk_index(key: str) -> tuple[int, int, int] | None:
+    """(3, 12, 44) for `t0003/y0012_x0044`; None: not the key of a chunk."""
+    found = _KEY.fullmatch(key)
+    return None if found is None else (int(found[1]), int(found[2]), int(found[3]))
 
 
 @dataclass(frozen=True)
@@ -211,10 +221,20 @@ class Grid:
         last = (interior.stop - 1) // self.stride_px
         return range(first, last + 1)
 
+    def chunks_touching(self, window: Window) -> list[tuple[int, int]]:
+        """(iy, ix) of the chunks whose interior `window` touches, row by row."""
+        ny, nx = self.chunks_yx
+        along_y, along_x = self._chunks_along(window.rows, self.rows, ny), self._chunks_along(window.cols, self.cols, nx)
+        return [(iy, ix) for iy in along_y for ix in along_x]
+
     def padded(self, interior: Span) -> Span:
         """Union, along one axis, of the windows that touch `interior`."""
         touching = self.touching(interior)
         return Span(self._window_span(touching[0]).start, self._window_span(touching[-1]).stop)
+
+    def _chunks_along(self, span: Span, whole: Span, count: int) -> range:
+        first, last = (span.start - whole.start) // self.chunk_px, (span.stop - 1 - whole.start) // self.chunk_px
+        return range(max(0, first), min(count, last + 1))
 
     def _interior(self, whole: Span, index: int) -> Span:
         start = whole.start + index * self.chunk_px

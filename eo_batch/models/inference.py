@@ -7,7 +7,7 @@ bits whatever chunk it is computed in.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -18,16 +18,15 @@ from eo_batch.core.errors import IntegrityError, ModelError
 from eo_batch.core.grid import Chunk, Grid, Window
 from eo_batch.core.prompts import PromptSet
 from eo_batch.models.busy import counted
+from eo_batch.models.fill import FILL_BYTES, fill_missing
 from eo_batch.models.segmenter import FLOAT_BYTES, Segmenter, SegmenterInfo, feature_keeper
+from eo_batch.models.shared_windows import Answer, Claim, SharedWindows, Visit
 
 TAPER_FLOOR = 0.01
 """Smallest weight of the taper before it is normalised: at the outermost pixel of a window."""
-FILL_BYTES = 88
-"""Memory in bytes of `mirror_fill` per missing pixel: two int32 and ten int64 positions."""
 PROBE_SEED = 20150623
 """Seed of the windows that `probe_segmenter` shows; any fixed number does."""
 
-Fill = Callable[[NDArray[np.float32], NDArray[np.bool_]], None]
 Encode = Callable[[NDArray[np.float32]], Any]
 """Image features of windows: what `Segmenter.encode_images` is, or what gives the same from somewhere else."""
 
@@ -58,12 +57,13 @@ def score_chunk(
     prompts: int,
     batch: int,
     encode: Encode | None = None,
+    visit: Visit | None = None,
 ) -> NDArray[np.float32]:
     """Blended logits of the interior of `chunk`, float32 (prompt, y, x); NaN where not `valid` or not `inside`.
 
     A pixel's logit is the sum over all windows that cover it of window_weight x logit, in row-major window order.
     The weights of the windows over a pixel sum to 1 (`window_weights`). Inside a window, pixels without observation
-    mirror the observed ones (`mirror_fill`); for a `pixelwise` segmenter they hold the window's band means.
+    mirror the observed ones (`fill.mirror_fill`); for a `pixelwise` segmenter they hold the window's band means.
 
     Parameters
     ----------
@@ -73,6 +73,7 @@ def score_chunk(
     inside : bool (y, x) over the interior: pixel centre lies in the region.
     batch : windows per call of the segmenter; the last batch repeats its last window, and its answers are dropped.
     encode : what gives the features of a batch; None: the segmenter's own `encode_images`.
+    visit : turn of the chunk among those that share answers, entered; None: it computes all of them for itself.
 
     Raises
     ------
@@ -85,16 +86,19 @@ def score_chunk(
     logits = np.zeros((prompts, *chunk.shape), np.float32)
     weights = window_weights(grid.window_px, grid.stride_px)
     windows = [window for window in grid.windows(chunk) if _keeps(window, chunk, kept)]
-    images = np.empty((batch, pixels.shape[0], grid.window_px, grid.window_px), np.float32)
-    fill = mean_fill if segmenter.info.pixelwise else mirror_fill
-    for some in _batches(windows, batch):
-        for slot in range(batch):
-            window = some[min(slot, len(some) - 1)]
-            _cut(pixels, valid, fill, window=window, chunk=chunk, out=images[slot])
-        answers = _ask(segmenter, images, prompt_features, prompts=prompts, where=f"chunk {chunk.key}", encode=encode)
-        for window, answer in zip(some, answers, strict=False):
-            _check_finite(answer, images, window=window, where=f"chunk {chunk.key}")
-            _add(logits, answer, weights, window=window, chunk=chunk)
+    scoring = _Scoring(
+        segmenter,
+        prompt_features,
+        encode,
+        pixels=pixels,
+        valid=valid,
+        chunk=chunk,
+        prompts=prompts,
+        images=np.empty((batch, len(pixels), grid.window_px, grid.window_px), np.float32),
+    )
+    visit = visit or SharedWindows(grid, budget=0).visit(chunk)
+    for window, answer in scoring.answers(windows, visit):
+        _add(logits, answer, weights, window=window, chunk=chunk)
     logits[:, ~kept] = np.nan
     return logits
 
@@ -116,45 +120,11 @@ def score_image(
     images = pixels[None]
     if not valid.all():
         images = images.copy()
-        (mean_fill if segmenter.info.pixelwise else mirror_fill)(images[0], ~valid)
+        fill_missing(images[0], ~valid, pixelwise=segmenter.info.pixelwise)
     logits = _ask(segmenter, images, prompt_features, prompts=prompts, where=where)[0]
     if not np.isfinite(logits).all():
         raise _not_finite(logits, where=where)
     return logits if valid.all() else np.where(valid, logits, np.float32(np.nan))
-
-
-def mirror_fill(image: NDArray[np.float32], missing: NDArray[np.bool_]) -> None:
-    """Fill `missing` pixels of a window with its observed ones, mirrored at the nearest of them; changes `image`.
-
-    A missing pixel p whose nearest observed pixel is q takes the value at 2 q - p where that lies in the window and is observed,
-    else the value at q. So texture goes on across the edge of a scene, and a network never sees a flat border there. The nearest
-    pixel is that of an exact Euclidean distance transform (Maurer, Qi and Raghavan 2003, doi:10.1109/TPAMI.2003.1177156), which
-    looks at this window alone.
-
-    Parameters
-    ----------
-    image : float32 (band, y, x).
-    missing : bool (y, x), False somewhere.
-    """
-    from scipy.ndimage import distance_transform_edt
-
-    nearest_y, nearest_x = distance_transform_edt(missing, return_distances=False, return_indices=True)
-    y, x = np.nonzero(missing)
-    near_y, near_x = nearest_y[y, x], nearest_x[y, x]
-    far_y, far_x = 2 * near_y - y, 2 * near_x - x
-    height, width = missing.shape
-    lies_inside = (far_y >= 0) & (far_y < height) & (far_x >= 0) & (far_x < width)
-    is_mirrored = lies_inside & ~missing[np.where(lies_inside, far_y, 0), np.where(lies_inside, far_x, 0)]
-    image[:, y, x] = image[:, np.where(is_mirrored, far_y, near_y), np.where(is_mirrored, far_x, near_x)]
-
-
-def mean_fill(image: NDArray[np.float32], missing: NDArray[np.bool_]) -> None:
-    """Fill `missing` pixels of a window with the mean of its observed ones, band by band; changes `image`; see `mirror_fill`."""
-    np.copyto(image, np.float32(0), where=missing)
-    # A contiguous array of fixed shape: numpy sums it in one order, whatever chunk it was cut from.
-    total = image.reshape(len(image), -1).sum(axis=1, dtype=np.float64)
-    mean = total / np.count_nonzero(~missing)
-    np.copyto(image, mean.astype(np.float32)[:, None, None], where=missing)
 
 
 @lru_cache(maxsize=8)
@@ -298,9 +268,66 @@ def _probe_kept(
         )
 
 
-def _batches(windows: list[Window], batch: int) -> Iterator[list[Window]]:
-    for start in range(0, len(windows), batch):
-        yield windows[start : start + batch]
+@dataclass(frozen=True, eq=False)
+class _Scoring:
+    """The windows of one chunk on their way through the segmenter, `len(images)` at a time."""
+
+    segmenter: Segmenter
+    prompt_features: Any
+    encode: Encode | None
+    pixels: NDArray[np.float32] = field(kw_only=True)
+    valid: NDArray[np.bool_] = field(kw_only=True)
+    chunk: Chunk = field(kw_only=True)
+    prompts: int = field(kw_only=True)
+    images: NDArray[np.float32] = field(kw_only=True)
+
+    def answers(self, windows: list[Window], visit: Visit) -> Iterator[tuple[Window, Answer]]:
+        """Every window with its answer, in order; those that are computed here in as few batches as there can be."""
+        waiting: list[Claim] = []
+        own: list[Claim] = []
+        for window in windows:
+            claim = self._claim(window, visit, slot=len(own))
+            waiting.append(claim)
+            if claim.is_mine:
+                own.append(claim)
+            if len(own) == len(self.images) or window is windows[-1]:
+                computed = iter(self._compute(own, visit))
+                for claim in waiting:
+                    yield claim.window, next(computed) if claim.is_mine else self._take(claim, visit)
+                    claim.release()
+                waiting, own = [], []
+
+    def _claim(self, window: Window, visit: Visit, *, slot: int) -> Claim:
+        """Cut a window into its place in the batch, and see who computes it."""
+        rows, cols = window.rows.within(self.chunk.padded_rows), window.cols.within(self.chunk.padded_cols)
+        self.images[slot] = self.pixels[:, rows, cols]
+        fill_missing(self.images[slot], ~self.valid[rows, cols], pixelwise=self.segmenter.info.pixelwise)
+        return visit.claim(window, self.images[slot])
+
+    def _compute(self, own: list[Claim], visit: Visit) -> list[Answer]:
+        """Answers to the first windows of `images`, published; the last one is repeated until the batch is full."""
+        if not own:
+            return []
+        where = f"chunk {self.chunk.key}"
+        self.images[len(own) :] = self.images[len(own) - 1]
+        answers = _ask(self.segmenter, self.images, self.prompt_features, prompts=self.prompts, where=where, encode=self.encode)
+        for claim, answer in zip(own, answers, strict=False):
+            _check_finite(answer, self.images, window=claim.window, where=where)
+            claim.publish(answer)
+        visit.computed += len(own)
+        return [Answer(answer, claim.window.rows, claim.window.cols) for claim, answer in zip(own, answers, strict=False)]
+
+    def _take(self, claim: Claim, visit: Visit) -> Answer:
+        """The answer of a neighbour; where none came of it, it is computed here after all."""
+        answer = claim.wait()
+        while answer is None:
+            claim.release()
+            claim = self._claim(claim.window, visit, slot=0)
+            if claim.is_mine:
+                return self._compute([claim], visit)[0]
+            answer = claim.wait()
+        visit.taken += 1
+        return answer
 
 
 def _keeps(window: Window, chunk: Chunk, kept: NDArray[np.bool_]) -> bool:
@@ -308,23 +335,12 @@ def _keeps(window: Window, chunk: Chunk, kept: NDArray[np.bool_]) -> bool:
     return bool(kept[rows.within(chunk.rows), cols.within(chunk.cols)].any())
 
 
-def _cut(
-    pixels: NDArray[np.float32], valid: NDArray[np.bool_], fill: Fill, *, window: Window, chunk: Chunk, out: NDArray[np.float32]
-) -> None:
-    """Copy a window into `out` (band, y, x) and fill its pixels without observation."""
-    rows, cols = window.rows.within(chunk.padded_rows), window.cols.within(chunk.padded_cols)
-    out[...] = pixels[:, rows, cols]
-    missing = ~valid[rows, cols]
-    if missing.any():
-        fill(out, missing)
-
-
-def _add(
-    logits: NDArray[np.float32], answer: NDArray[np.float32], weights: NDArray[np.float32], *, window: Window, chunk: Chunk
-) -> None:
+def _add(logits: NDArray[np.float32], answer: Answer, weights: NDArray[np.float32], *, window: Window, chunk: Chunk) -> None:
     rows, cols = chunk.rows.intersect(window.rows), chunk.cols.intersect(window.cols)
-    here = rows.within(window.rows), cols.within(window.cols)
-    logits[:, rows.within(chunk.rows), cols.within(chunk.cols)] += answer[:, *here] * weights[here]
+    known = answer.logits[:, rows.within(answer.rows), cols.within(answer.cols)]
+    logits[:, rows.within(chunk.rows), cols.within(chunk.cols)] += (
+        known * weights[rows.within(window.rows), cols.within(window.cols)]
+    )
 
 
 def _ask(

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from eo_batch.core.errors import IntegrityError, ModelError
 from eo_batch.core.grid import Grid, Span, stride_of
 from eo_batch.core.prompts import Prompt, PromptSet
-from eo_batch.models.inference import inference_bytes, mirror_fill, probe_segmenter, score_chunk, window_weights
+from eo_batch.models.fill import mirror_fill
+from eo_batch.models.inference import inference_bytes, probe_segmenter, score_chunk, window_weights
 from eo_batch.models.probe import WindowMean
 from eo_batch.models.segmenter import SegmenterInfo
 
