@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 
 class _Clock(threading.local):
-    seconds = 0.0
+    seconds, counts = 0.0, 0
 
 
 def busy_seconds() -> float:
@@ -24,12 +24,13 @@ def busy_seconds() -> float:
 @contextmanager
 def counted() -> Iterator[None]:
     """Count the time of the block, unless something in it counts more exactly what it needs."""
-    before, began = _clock.seconds, time.monotonic()
+    before, began = _clock.counts, time.monotonic()
     try:
         yield
     finally:
-        if _clock.seconds == before:
+        if _clock.counts == before:
             _clock.seconds += time.monotonic() - began
+            _clock.counts += 1
 
 
 _clock = _Clock()

@@ -1,8 +1,10 @@
-"""A network in memory: loaded once per process, shared by all threads, one call at a time where the device wants it so."""
+"""A network in memory: loaded once per process, shared by all threads, one call at a time where the device wants it so.
+
+Threads read scenes, prepare pixels and write shards side by side, and take turns with the GPU: `Engine.call`.
+"""
 
 from __future__ import annotations
 
-import gc
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,10 +14,29 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from eo_batch.core.errors import ConfigError, ModelError, ResourceError
+from eo_batch.core.errors import ModelError
+from eo_batch.models.busy import counted
+from eo_batch.models.devices import (
+    find_device,
+    finish,
+    first_line,
+    is_full,
+    is_lost,
+    let_go,
+    lost_device,
+    name_of,
+    room_of,
+)
 from eo_batch.models.weights import WeightFiles
 from eo_batch.models.weights.folders import FolderFiles
 from eo_batch.models.weights.watch import Watch
+
+TRIES = 3
+"""How often a call is made for which the memory of a GPU does not suffice."""
+LADDER = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""Batches that are advised, and that `models.batch` chooses among."""
+SAFE_SHARE = 0.85
+"""Of the memory of a device that a batch may take: what is free is in pieces, and calls differ."""
 
 _Network = TypeVar("_Network", bound=torch.nn.Module)
 _Answer = TypeVar("_Answer")
@@ -34,7 +55,6 @@ class Engine(Generic[_Network]):
     together : windows of a batch are computed in one call, as a GPU wants it; otherwise one after the other, so that a window's
         bits cannot depend on its company.
     lock : held during a call on a GPU, one for each GPU of this process; on a CPU calls may run side by side.
-    room : kind of call -> so many windows fit in the memory of the device; learnt where more did not.
     watch : of the file that the weights are views of; None where they are copies.
     """
 
@@ -44,7 +64,6 @@ class Engine(Generic[_Network]):
     segmenter: str = ""
     together: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
-    room: dict[str, int] = field(default_factory=dict)
     watch: Watch | None = None
 
     @property
@@ -62,68 +81,90 @@ class Engine(Generic[_Network]):
         distinct = list(dict.fromkeys(contents))
         return tuple(distinct.index(content) for content in contents), [contents.index(content) for content in distinct]
 
+    def windows_apart(self, count: int) -> list[slice]:
+        """Windows that are computed in one call: all of a batch on a GPU, each alone on a CPU."""
+        return [slice(0, count)] if self.together else [slice(number, number + 1) for number in range(count)]
+
+    def call(self, compute: Callable[[], _Answer], *, threads: int, what: str, windows: int = 0) -> _Answer:
+        """`compute()` as `computing` does; where the memory of a GPU did not suffice, the same again, `TRIES` times in all.
+
+        Never with fewer windows: a GPU may give a window other bits in other company, and a run is to be the same everywhere.
+
+        Parameters
+        ----------
+        what, windows : what is computed, and how many windows of a batch that is, for messages.
+
+        Raises
+        ------
+        ModelError, ResourceError, IntegrityError : as `computing`.
+        """
+        for _ in range(TRIES - 1 if self.together else 0):
+            try:
+                with self.computing(threads, what, windows):
+                    return compute()
+            except ModelError as error:
+                if error.code != "model-oom":
+                    raise
+            let_go(self.device)  # only here: until its error is gone the failed call holds what it had made
+        with self.computing(threads, what, windows):
+            return compute()
+
     @contextmanager
-    def computing(self, threads: int, what: str) -> Iterator[None]:
-        """Surroundings of every call: no gradients, fixed numerics, one at a time on a GPU.
+    def computing(self, threads: int, what: str, windows: int = 0) -> Iterator[None]:
+        """Surroundings of every call: no gradients, fixed numerics; on a GPU one at a time, from sending to having answers.
 
         Raises
         ------
         ModelError : `model-oom`: `what` does not fit in the memory of the device.
+        ResourceError : `no-gpu`: the device failed, and this process can compute nothing more.
         IntegrityError : `weights-altered`: what was computed may be wrong.
         """
         try:
-            with torch.inference_mode():
-                if self.device.type == "cpu":
-                    if torch.get_num_threads() != threads:
-                        torch.set_num_threads(threads)
-                    yield
-                    if self.watch is not None:
-                        self.watch.check()
-                else:
-                    with (
-                        self.lock,
-                        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-                    ):
-                        yield
-        except torch.OutOfMemoryError as error:
-            raise self._out_of_memory(what, error) from None
+            with torch.inference_mode(), self._held(threads):
+                yield
+                finish(self.device)
+            if self.watch is not None:
+                self.watch.check()
         except RuntimeError as error:
-            if "allocate memory" not in str(error):
-                raise
-            raise self._out_of_memory(what, error) from None
+            if is_full(error):
+                raise self._out_of_memory(what, windows, error) from None
+            if is_lost(error):
+                raise lost_device(self.device, error, where=self._where) from None
+            raise
 
-    def by_room(self, kind: str, compute: Callable[[int, int], _Answer], count: int, *, most: int) -> list[_Answer]:
-        """`compute(first, end)` of `count` windows, `most` at a time; half as many from then on where they do not fit.
+    @contextmanager
+    def _held(self, threads: int) -> Iterator[None]:
+        """The device for this call: a GPU alone and on the clock; of a CPU so many threads, beside others."""
+        if not self.together:
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)
+            yield
+            return
+        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+        with self.lock, counted(), exact:
+            yield
 
-        Raises
-        ------
-        ModelError : `model-oom`: not even one fits.
-        """
-        answers: list[_Answer] = []
-        done = 0
-        while done < count:
-            end = min(done + self.room.get(kind, most), count)
-            try:
-                answers.append(compute(done, end))
-            except ModelError as error:
-                if error.code != "model-oom" or end - done == 1:
-                    raise
-            else:
-                done = end
-                continue
-            self.room[kind] = min(self.room.get(kind, most), (end - done) // 2)
-            gc.collect()  # what the failed call still holds
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-        return answers
+    @property
+    def _where(self) -> str:
+        return f'segmenter "{self.segmenter}"'
 
-    def _out_of_memory(self, what: str, error: Exception) -> ModelError:
+    def _out_of_memory(self, what: str, windows: int, error: RuntimeError) -> ModelError:
+        room = room_of(self.device, error)
+        if room is None or not windows:
+            return ModelError(
+                "model-oom",
+                f"{what} do not fit in the memory of the {self.device.type}",
+                where=self._where,
+                why=first_line(error),
+                fix='Lower model.batch, use fewer workers, or on a GPU set precision = "bfloat16".',
+            )
+        needed, free = room
         return ModelError(
             "model-oom",
-            f"{what} do not fit in the memory of the {self.device.type}",
-            where=f'segmenter "{self.segmenter}"',
-            why=str(error).splitlines()[0][:200],
-            fix='Lower model.batch, use fewer workers, or on a GPU set precision = "bfloat16".',
+            f"batch of {windows} windows needs {needed / 1e9:.1f} GB, {name_of(self.device)} has {free / 1e9:.1f} GB free",
+            where=self._where,
+            why=what,
+            fix=_smaller(windows, needed - self.weight_bytes, free - self.weight_bytes),
         )
 
 
@@ -167,22 +208,12 @@ def open_once(
         return engine
 
 
-def find_device(name: str) -> torch.device:
-    """The device that the option `device` names; "auto": a GPU where there is one.
-
-    Raises
-    ------
-    ConfigError : `config-invalid`: unknown name.
-    ResourceError : `no-gpu`.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        fix = 'Use one of: "auto", "cpu", "cuda".'
-        raise ConfigError("config-invalid", f"unknown device {name!r}", where="model.options.device", fix=fix)
-    has_gpu = torch.cuda.is_available()
-    if name == "cuda" and not has_gpu:
-        fix = 'Set device = "auto", or install a driver and a torch that know the GPU: eo-batch doctor.'
-        raise ResourceError("no-gpu", "there is no GPU that torch can use", where="model.options.device", fix=fix)
-    return torch.device("cuda" if has_gpu and name != "cpu" else "cpu")
+def _smaller(windows: int, needed: int, free: int) -> str:
+    """What to do about a batch that does not fit; bytes are those beside the weights."""
+    fits = [batch for batch in LADDER if batch < windows and batch * needed <= SAFE_SHARE * free * windows]
+    if fits:
+        return f'Plan with batch {fits[-1]}: a new run with model.batch = {fits[-1]}, or "auto".'
+    return 'Not even one window fits: set precision = "bfloat16", or use a larger GPU.'
 
 
 _open: WeakValueDictionary[tuple[str, ...], Engine[Any]] = WeakValueDictionary()

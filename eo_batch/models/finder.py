@@ -50,10 +50,6 @@ class Maps:
     def __len__(self) -> int:
         return len(self.maps[0])
 
-    def part(self, first: int, end: int) -> Maps:
-        """Some of the windows."""
-        return Maps(tuple(one[first:end] for one in self.maps))
-
 
 @dataclass(frozen=True)
 class FinderImages:

@@ -27,15 +27,15 @@ def refused(name: str) -> Iterator[None]:
     ------
     ModelError : `model-load`.
     """
-    import torch
+    from eo_batch.models.devices import is_full, is_lost
 
     try:
         yield
-    except (EoBatchError, torch.OutOfMemoryError):
+    except EoBatchError:
         raise
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         why = " ".join(str(error).split())[:300] or type(error).__name__
-        if "allocate memory" in why:
+        if isinstance(error, RuntimeError) and (is_full(error) or is_lost(error)):
             raise
         fix = "Give the folder of a network as its authors published it."
         what = "the network cannot compute with the sizes that its config names"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eo_batch.core.errors import ModelError
+from eo_batch.models.devices import fetched, sent, staged
 from eo_batch.models.engine import Engine, open_once
 from eo_batch.models.finder import Maps
 from eo_batch.models.preparation import Preparation, read_preparation
@@ -95,12 +96,16 @@ class ClipSegEngine(Engine[Any]):
         ModelError : `model-oom`.
         """
 
-        def look(first: int, end: int) -> Maps:
-            pixels = torch.from_numpy(np.concatenate([self.preparation(picture) for picture in pictures[first:end]]))
-            with self.computing(threads, f"{end - first} windows of {self.side_px} px"), refused(self.segmenter):
-                return Maps(self._look(pixels.to(self.device).to(self.dtype)))
+        def look(some: Sequence[NDArray[np.uint8]]) -> Maps:
+            pixels = staged([self.preparation(picture)[0] for picture in some], self.device)
 
-        return tuple(self.by_room("see", look, len(pictures), most=len(pictures) if self.together else 1))
+            def compute() -> Maps:
+                with refused(self.segmenter):
+                    return Maps(self._look(sent(pixels, self.device).to(self.dtype)))
+
+            return self.call(compute, threads=threads, what=f"pictures of {self.side_px} px", windows=len(some))
+
+        return tuple(look(pictures[some]) for some in self.windows_apart(len(pictures)))
 
     def answer(self, windows: Maps, words: Tensor, size_yx: tuple[int, int], rules: object, *, threads: int) -> Tensor:
         """Logits of the windows of one entry, float32 (n, h, w) on the CPU: the network's square stretched to `size_yx`.
@@ -110,12 +115,13 @@ class ClipSegEngine(Engine[Any]):
         ModelError : `model-oom`.
         """
 
-        def decide(first: int, end: int) -> Tensor:
-            with self.computing(threads, f"{end - first} windows and a prompt"), refused(self.segmenter):
-                logits = self._draw(windows.part(first, end).maps, words)[:, None].float()
-                return torch.nn.functional.interpolate(logits, size=size_yx, mode="bilinear", align_corners=False)[:, 0]
+        def decide() -> Tensor:
+            with refused(self.segmenter):
+                logits = self._draw(windows.maps, words)[:, None].float()
+                large = torch.nn.functional.interpolate(logits, size=size_yx, mode="bilinear", align_corners=False)
+                return fetched(large[:, 0])
 
-        return torch.cat([part.cpu() for part in self.by_room("decide", decide, len(windows), most=len(windows))])
+        return self.call(decide, threads=threads, what="windows and a prompt", windows=len(windows))
 
     def _look(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """The decoder's maps of layers of the picture encoder, the last layer first; later layers are not computed."""

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from eo_batch.models.devices import fetched, sent, staged
 from eo_batch.models.engine import Engine, open_once
 from eo_batch.models.finder import Maps
 from eo_batch.models.grounded_sam2.detector import Framing, Phrase, detect, load_detector, look, read_phrase
@@ -142,17 +143,19 @@ class GroundedEngine(Engine[nn.ModuleDict]):
         ModelError : `model-oom`.
         """
 
-        def both(first: int, end: int) -> Maps:
-            some = pictures[first:end]
+        def both(some: Sequence[NDArray[np.uint8]]) -> Maps:
             framed, squared = (
-                torch.from_numpy(np.concatenate([prepare(picture) for picture in some]))
-                for prepare in (self.framing, self.preparation)
+                staged([prepare(picture)[0] for picture in some], self.device) for prepare in (self.framing, self.preparation)
             )
-            with self.computing(threads, f"{end - first} windows of {self.side_px} px"), refused(self.segmenter):
-                seen = look(self.detector, framed.to(self.device).to(self.dtype))
-                return Maps((*seen, *embed(self.masks, squared.to(self.device).to(self.dtype))))
 
-        return tuple(self.by_room("see", both, len(pictures), most=len(pictures) if self.together else 1))
+            def compute() -> Maps:
+                with refused(self.segmenter):
+                    seen = look(self.detector, sent(framed, self.device).to(self.dtype))
+                    return Maps((*seen, *embed(self.masks, sent(squared, self.device).to(self.dtype))))
+
+            return self.call(compute, threads=threads, what=f"pictures of {self.side_px} px", windows=len(some))
+
+        return tuple(both(pictures[some]) for some in self.windows_apart(len(pictures)))
 
     def answer(self, windows: Maps, words: Phrase, size_yx: tuple[int, int], rules: BoxRules, *, threads: int) -> Tensor:
         """Logits of the windows of one entry, float32 (n, h, w) on the CPU; see `models.instances`.
@@ -162,19 +165,17 @@ class GroundedEngine(Engine[nn.ModuleDict]):
         ModelError : `model-oom`; `model-input`: a picture too narrow for the detector.
         """
 
-        def decide(first: int, end: int) -> Tensor:
-            some = windows.part(first, end)
-            with self.computing(threads, f"{end - first} windows and a prompt"), refused(self.segmenter):
-                maps, embeddings = some.maps[:-EMBEDDINGS], some.maps[-EMBEDDINGS:]
+        def decide() -> Tensor:
+            with refused(self.segmenter):
+                maps, embeddings = windows.maps[:-EMBEDDINGS], windows.maps[-EMBEDDINGS:]
                 logits, boxes = detect(self.detector, maps, self.framing.size_of(*size_yx), words)
-                return torch.stack(
-                    [
-                        self._answer_one(logits[n], boxes[n], tuple(one[n : n + 1] for one in embeddings), words, size_yx, rules)
-                        for n in range(end - first)
-                    ]
-                )
+                found = [
+                    self._answer_one(logits[n], boxes[n], tuple(one[n : n + 1] for one in embeddings), words, size_yx, rules)
+                    for n in range(len(windows))
+                ]
+                return fetched(torch.stack(found))
 
-        return torch.cat([part.cpu() for part in self.by_room("decide", decide, len(windows), most=len(windows))])
+        return self.call(decide, threads=threads, what="windows and a prompt", windows=len(windows))
 
     def _answer_one(
         self,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eo_batch.core.errors import ConfigError, ModelError
+from eo_batch.models.devices import fetched, sent
 from eo_batch.models.engine import Engine, open_once
 from eo_batch.models.kept import tensor_of
 from eo_batch.models.remotesam.config import RemoteSAMConfig
@@ -52,15 +53,15 @@ class RemoteSAMEngine(Engine[RemoteSAM]):
         ------
         ModelError : `model-oom`.
         """
-        if self.device.type == "cuda":
-            pixels = pixels.pin_memory()  # by this worker, while the GPU computes for another one
 
-        def see(first: int, end: int) -> ImageFeatures:
-            with self.computing(threads, f"{end - first} windows of {pixels.shape[-1]} px"):
-                seen = self.network.backbone.see(pixels[first:end].to(self.device, non_blocking=True).to(self.dtype))
-            return ImageFeatures((seen,), (pixels.shape[2], pixels.shape[3]))
+        def see(some: Tensor) -> ImageFeatures:
+            def compute() -> Seen:
+                return self.network.backbone.see(sent(some, self.device).to(self.dtype))
 
-        return tuple(self.by_room("see", see, len(pixels), most=len(pixels) if self.together else 1))
+            seen = self.call(compute, threads=threads, what=f"pictures of {some.shape[-1]} px", windows=len(some))
+            return ImageFeatures((seen,), (some.shape[2], some.shape[3]))
+
+        return tuple(see(pixels[some]) for some in self.windows_apart(len(pixels)))
 
     def load_seen(self, windows: Sequence[Mapping[str, NDArray[Any]]], *, threads: int) -> ImageFeatures:
         """One entry, as `encode_pixels` gives it, of what was kept of windows.
@@ -88,18 +89,12 @@ class RemoteSAMEngine(Engine[RemoteSAM]):
         ------
         ModelError : `model-oom`.
         """
-        (seen,) = windows.windows
-        count = len(seen.look)
 
-        def decide(first: int, end: int) -> Tensor:
-            some = seen if end - first == count else Seen(seen.grid, *(part[first:end] for part in seen[1:]))
-            with self.computing(threads, f"{end - first} windows and a prompt"):
-                # of the one entry; its windows are where a prompt's would be
-                logits = self.network.decode(ImageFeatures((some,), windows.size_yx), prompt)[0]
-                return logits[:, 1] - logits[:, 0]
+        def decide() -> Tensor:
+            logits = self.network.decode(windows, prompt)[0]  # of the one entry; its windows are where a prompt's would be
+            return fetched(logits[:, 1] - logits[:, 0])
 
-        # copied without the lock: the GPU may begin with what another worker asks, after this
-        return torch.cat([part.cpu() for part in self.by_room("decide", decide, count, most=count)])
+        return self.call(decide, threads=threads, what="windows and a prompt", windows=len(windows.windows[0].look))
 
 
 def open_engine(files: WeightFiles, *, device: str, precision: str) -> RemoteSAMEngine:

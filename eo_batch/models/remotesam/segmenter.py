@@ -105,18 +105,18 @@ class RemoteSAMSegmenter:
         ------
         ModelError : `model-input`, `model-oom`.
         """
-        import torch
+        from eo_batch.models.devices import staged
 
         pictures = list(self.stretch.rgb(images))
         places, kept = self.engine.distinct([picture.tobytes() for picture in pictures])
         pictures = [pictures[number] for number in kept]
         side = self.engine.network.config.window_px
-        pixels = torch.from_numpy(np.stack([prepare(picture, side) for picture in pictures]))
+        pixels = staged([prepare(picture, side) for picture in pictures], self.engine.device)
         features = self.engine.encode_pixels(pixels, threads=self.threads)
         ceiling = None
         if self.outlines is not None:
-            with self.engine.computing(self.threads, "contours of a window"):
-                ceiling = self.outlines.ceiling(pictures)
+            outlines = self.outlines
+            ceiling = self.engine.call(lambda: outlines.ceiling(pictures), threads=self.threads, what="contours of a window")
         return RemoteSAMImages(features, places, (images.shape[2], images.shape[3]), ceiling)
 
     def decode(self, image_features: RemoteSAMImages, prompt_features: tuple[PromptFeatures, ...]) -> NDArray[np.float32]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from eo_batch.core.errors import ConfigError, ModelError
+from eo_batch.models.devices import fetched, sent
 from eo_batch.models.engine import Engine, open_once
 from eo_batch.models.rsrefseg.config import RSRefSegConfig
 from eo_batch.models.rsrefseg.network import ImageFeatures, PromptFeatures, RSRefSeg
@@ -51,16 +52,16 @@ class RSRefSegEngine(Engine[RSRefSeg]):
         ------
         ModelError : `model-oom`.
         """
-        if self.device.type == "cuda":
-            pixels = pixels.pin_memory()  # by this worker, while the GPU computes for another one
 
-        def see(first: int, end: int) -> ImageFeatures:
-            with self.computing(threads, f"{end - first} windows of {pixels.shape[-1]} px"):
-                seen = self.network.encode_images(pixels[first:end].to(self.device, non_blocking=True))
+        def see(some: Tensor) -> ImageFeatures:
+            def compute() -> ImageFeatures:
+                seen = self.network.encode_images(sent(some, self.device))
                 # in one order in memory: sums go by it, and features that were kept on disk come back in no other
                 return ImageFeatures(*(getattr(seen, name).contiguous() for name in PARTS))
 
-        return tuple(self.by_room("see", see, len(pixels), most=len(pixels) if self.together else 1))
+            return self.call(compute, threads=threads, what=f"pictures of {some.shape[-1]} px", windows=len(some))
+
+        return tuple(see(pixels[some]) for some in self.windows_apart(len(pixels)))
 
     def answer(self, windows: ImageFeatures, prompt: PromptFeatures, shape_yx: tuple[int, int], *, threads: int) -> Tensor:
         """Logits of the windows of one entry, float32 (n, h, w) on the CPU, resized to the network's side, then to `shape_yx`.
@@ -69,15 +70,12 @@ class RSRefSegEngine(Engine[RSRefSeg]):
         ------
         ModelError : `model-oom`.
         """
-        count, side = len(windows), self.network.config.image_px
+        side = self.network.config.image_px
 
-        def decide(first: int, end: int) -> Tensor:
-            some = windows if end - first == count else _slice(windows, first, end)
-            with self.computing(threads, f"{end - first} windows and a prompt"):
-                return enlarge(self.network.decode(some, prompt), side, *shape_yx)[:, 0]
+        def decide() -> Tensor:
+            return fetched(enlarge(self.network.decode(windows, prompt), side, *shape_yx)[:, 0])
 
-        # copied without the lock: the GPU may begin with what another worker asks, after this
-        return torch.cat([part.cpu() for part in self.by_room("decide", decide, count, most=count)])
+        return self.call(decide, threads=threads, what="windows and a prompt", windows=len(windows))
 
     @property
     def feature_bytes(self) -> int:
@@ -114,7 +112,3 @@ def _load(files: WeightFiles) -> RSRefSeg:
         raise ModelError("model-load", "does not describe an RSRefSeg network", where=where, why=str(error), fix=fix) from None
     tensors, _ = read_weights(files.weights)
     return RSRefSeg.from_state(tensors, config, where=where)
-
-
-def _slice(windows: ImageFeatures, first: int, end: int) -> ImageFeatures:
-    return ImageFeatures(*(getattr(windows, name)[first:end] for name in PARTS))

@@ -102,15 +102,14 @@ class RSRefSegSegmenter:
         ------
         ModelError : `model-input`, `model-oom`.
         """
-        import torch
-
+        from eo_batch.models.devices import staged
         from eo_batch.models.rsrefseg.pictures import resize_8bit
 
         pictures = list(self.stretch.rgb(images))
         places, kept = self.engine.distinct([picture.tobytes() for picture in pictures])
         side = self.engine.network.config.image_px
-        resized = np.stack([resize_8bit(pictures[number], side, side).transpose(2, 0, 1) for number in kept])
-        pixels = torch.from_numpy(resized).float() / 255
+        resized = [resize_8bit(pictures[number], side, side).transpose(2, 0, 1) for number in kept]
+        pixels = staged([picture / np.float32(255) for picture in resized], self.engine.device)
         return RSRefSegImages(self.engine.encode_pixels(pixels, threads=self.threads), places, (images.shape[2], images.shape[3]))
 
     def decode(self, image_features: RSRefSegImages, prompt_features: tuple[PromptFeatures, ...]) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eo_batch.core.errors import ConfigError, ModelError
+from eo_batch.models.devices import fetched, sent, staged
 from eo_batch.models.engine import Engine, open_once
 from eo_batch.models.finder import Maps
 from eo_batch.models.rsrefseg2.config import RSRefSeg2Config
@@ -75,13 +76,16 @@ class RSRefSeg2Engine(Engine[RSRefSeg2]):
         ModelError : `model-oom`.
         """
 
-        def look(first: int, end: int) -> Maps:
-            squares = np.stack([fit(picture, self.side_px).transpose(2, 0, 1) for picture in pictures[first:end]])
-            with self.computing(threads, f"{end - first} windows of {self.side_px} px"):
-                seen = self.network.encode_images(torch.from_numpy(squares).to(self.device).float() / 255)
+        def look(some: Sequence[NDArray[np.uint8]]) -> Maps:
+            squares = staged([fit(picture, self.side_px).transpose(2, 0, 1) for picture in some], self.device)
+
+            def compute() -> Maps:
+                seen = self.network.encode_images(sent(squares, self.device).float() / 255)
                 return Maps(tuple(getattr(seen, name) for name in PARTS))
 
-        return tuple(self.by_room("see", look, len(pictures), most=len(pictures) if self.together else 1))
+            return self.call(compute, threads=threads, what=f"pictures of {self.side_px} px", windows=len(some))
+
+        return tuple(look(pictures[some]) for some in self.windows_apart(len(pictures)))
 
     def answer(self, windows: Maps, words: PromptFeatures, size_yx: tuple[int, int], rules: Any, *, threads: int) -> Tensor:
         """Logits of the windows of one entry, float32 (n, h, w) on the CPU, resized as its training did.
@@ -91,13 +95,11 @@ class RSRefSeg2Engine(Engine[RSRefSeg2]):
         ModelError : `model-oom`.
         """
 
-        def decide(first: int, end: int) -> Tensor:
-            some = ImageFeatures(*windows.part(first, end).maps)
-            with self.computing(threads, f"{end - first} windows and a prompt"):
-                return enlarge(self.network.decode(some, words), self.side_px, *size_yx)[:, 0]
+        def decide() -> Tensor:
+            logits = self.network.decode(ImageFeatures(*windows.maps), words)
+            return fetched(enlarge(logits, self.side_px, *size_yx)[:, 0])
 
-        # copied without the lock: the GPU may begin with what another worker asks, after this
-        return torch.cat([part.cpu() for part in self.by_room("decide", decide, len(windows), most=len(windows))])
+        return self.call(decide, threads=threads, what="windows and a prompt", windows=len(windows))
 
 
 def open_engine(files: WeightFiles, *, device: str, precision: str) -> RSRefSeg2Engine:

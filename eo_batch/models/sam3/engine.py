@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eo_batch.models.devices import fetched, sent, staged
 from eo_batch.models.engine import Engine, open_once
 from eo_batch.models.finder import Maps
 from eo_batch.models.instances import gate, join
@@ -109,13 +110,17 @@ class Sam3Engine(Engine[Any]):
         ModelError : `model-oom`.
         """
 
-        def look(first: int, end: int) -> Maps:
-            pixels = torch.from_numpy(np.concatenate([self.preparation(picture) for picture in pictures[first:end]]))
-            with self.computing(threads, f"{end - first} windows of {self.side_px} px"), refused(self.segmenter):
-                seen = self.network.get_vision_features(pixels.to(self.device).to(self.dtype))
-                return Maps(tuple(seen.fpn_hidden_states[:-1]))  # the last one is not looked at
+        def look(some: Sequence[NDArray[np.uint8]]) -> Maps:
+            pixels = staged([self.preparation(picture)[0] for picture in some], self.device)
 
-        return tuple(self.by_room("see", look, len(pictures), most=len(pictures) if self.together else 1))
+            def compute() -> Maps:
+                with refused(self.segmenter):
+                    seen = self.network.get_vision_features(sent(pixels, self.device).to(self.dtype))
+                    return Maps(tuple(seen.fpn_hidden_states[:-1]))  # the last one is not looked at
+
+            return self.call(compute, threads=threads, what=f"pictures of {self.side_px} px", windows=len(some))
+
+        return tuple(look(pictures[some]) for some in self.windows_apart(len(pictures)))
 
     def answer(self, windows: Maps, words: Sam3Words, size_yx: tuple[int, int], rules: Sam3Rules, *, threads: int) -> Tensor:
         """Logits of the windows of one entry, float32 (n, h, w) on the CPU; see `models.instances`.
@@ -127,17 +132,17 @@ class Sam3Engine(Engine[Any]):
         ModelError : `model-oom`.
         """
 
-        def decide(first: int, end: int) -> Tensor:
-            with self.computing(threads, f"{end - first} windows and a prompt"), refused(self.segmenter):
-                found = self.detect(windows.part(first, end), words)
+        def decide() -> Tensor:
+            with refused(self.segmenter):
+                found = self.detect(windows, words)
                 is_there = torch.sigmoid(found.presence_logits.float())
                 if rules.semantic:
                     whole = found.semantic_seg[:, 0]
-                    return torch.stack([gate(whole[n], is_there[n, 0], size_yx) for n in range(end - first)])
+                    return fetched(torch.stack([gate(whole[n], is_there[n, 0], size_yx) for n in range(len(windows))]))
                 sure, masks = torch.sigmoid(found.pred_logits.float()) * is_there, found.pred_masks
-                return torch.stack([join(sure[n], masks[n], size_yx, apart=rules.apart) for n in range(end - first)])
+                return fetched(torch.stack([join(sure[n], masks[n], size_yx, apart=rules.apart) for n in range(len(windows))]))
 
-        return torch.cat([part.cpu() for part in self.by_room("decide", decide, len(windows), most=len(windows))])
+        return self.call(decide, threads=threads, what="windows and a prompt", windows=len(windows))
 
     def detect(self, windows: Maps, words: Sam3Words) -> Any:
         """The network's own answer for features of windows and of one prompt: `Sam3ImageSegmentationOutput`."""
