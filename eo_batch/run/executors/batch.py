@@ -1,0 +1,226 @@
+"""Workers that a batch system starts: one job of SLURM or PBS for each, asked for through dask-jobqueue.
+
+The scheduler lives in this process. Everything between it and the workers is encrypted with keys made for this one sitting, and
+only who has them is let in. Workers end themselves before their walltime does, and lost ones are asked for again.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from eo_batch.core.clusters import ClusterSpec
+from eo_batch.core.errors import ConfigError, ResourceError
+from eo_batch.core.hrefs import redact
+from eo_batch.run.executors.local import ONE_THREAD, PROCESS
+from eo_batch.run.executors.pool import CLOSE_S, LOOPBACK, PoolExecutor
+
+LOOK_EVERY_S = 5.0
+STATES = {"slurm": ("squeue", "-h", "-o", "%T (%r)", "-j"), "pbs": ("qstat",)}
+
+
+class BatchExecutor(PoolExecutor):
+    """A Dask scheduler in this process, and a worker in each of `workers` jobs; all of it ends with this executor."""
+
+    def _open(self) -> Any:
+        from distributed import Client
+
+        spec = self._cluster
+        make = library(spec)
+        with ExitStack() as begun:
+            try:
+                security = begun.enter_context(keys_in(os.path.expanduser(spec.batch.shared_folder)))
+                listens = {**_listening(spec), "dashboard_address": LOOPBACK}
+                options = {"scheduler_options": listens, "security": security, "silence_logs": "critical"}
+                cluster = make(**job_options(spec), **options, name="eo-batch")
+            except (OSError, ValueError, RuntimeError) as error:
+                fix = "Check interface, shared_folder and log_folder in [cluster.batch]."
+                what = "the cluster cannot be opened"
+                raise ConfigError("config-invalid", what, where=f"cluster {spec.kind}", why=redact(error), fix=fix) from None
+            begun.callback(cluster.close, timeout=CLOSE_S)
+            try:
+                cluster.sync(_ask_for, cluster, self._wanted)
+            except (OSError, RuntimeError) as error:
+                raise _refused(spec, error) from None
+            cluster.adapt(minimum_jobs=self._wanted, maximum_jobs=self._wanted, interval="5s")  # asks again for what is lost
+            client = Client(cluster, set_as_default=False)
+            self._begun = begun.pop_all()
+        return client
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        self._begun.close()
+
+    @property
+    def _wanted(self) -> int:
+        return self._cluster.workers or 1
+
+    def _wait_for_a_worker(self) -> None:
+        spec, cluster = self._cluster, self._client.cluster
+        wait_for_first(self._client, spec, lambda: _what_jobs_say(spec, cluster))
+
+
+@contextmanager
+def keys_in(folder: str) -> Iterator[Any]:
+    """Keys for the connections of one sitting, as files that only this user can read: workers find them by path.
+
+    Raises
+    ------
+    OSError : `folder` cannot be written.
+    """
+    from distributed import Security
+
+    made = Security.temporary()
+    with TemporaryDirectory(prefix=".eo-batch-keys-", dir=folder) as name:
+        for key in ("ca_file", "client_key", "client_cert"):
+            place = os.open(f"{name}/{key}.pem", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(place, "w", encoding="ascii") as file:
+                file.write(getattr(made, f"tls_{key}"))
+        both = {"key": f"{name}/client_key.pem", "cert": f"{name}/client_cert.pem"}
+        roles = {f"tls_{role}_{kind}": path for role in ("scheduler", "worker", "client") for kind, path in both.items()}
+        yield Security(require_encryption=True, tls_ca_file=f"{name}/ca_file.pem", **roles)
+
+
+def library(spec: ClusterSpec) -> Any:
+    """The class of dask-jobqueue for this kind of cluster.
+
+    Raises
+    ------
+    ConfigError : `config-invalid`: it is not installed.
+    """
+    try:
+        from dask_jobqueue import PBSCluster, SLURMCluster
+    except ImportError:
+        fix = 'Run: pip install "eo-batch[cluster]"'
+        raise ConfigError("config-invalid", f'cluster "{spec.kind}" needs dask-jobqueue', why="not installed", fix=fix) from None
+    return {"slurm": SLURMCluster, "pbs": PBSCluster}[spec.kind]
+
+
+def job_options(spec: ClusterSpec) -> dict[str, Any]:
+    """What each job is asked with, as dask-jobqueue takes it.
+
+    Every text is one line and comes from a pattern that means nothing to a shell (`core/clusters`), or is quoted here;
+    `setup` alone is shell on purpose, and can stand in a file of clusters/ only.
+    """
+    batch = spec.batch
+    cores = batch.cores or spec.asked_threads
+    options: dict[str, Any] = {
+        "cores": spec.asked_threads,
+        "processes": 1,
+        "memory": f"{int(spec.asked_gb * 1e9)}B",
+        "nanny": True,
+        "job_name": "eo-batch",
+        "queue": batch.queue,
+        "account": batch.account,
+        "walltime": batch.walltime,
+        "interface": batch.interface,
+        "python": shlex.quote(sys.executable),
+        "worker_command": "distributed.cli.dask_worker",
+        "worker_extra_args": worker_arguments(batch.walltime_s),
+        "job_script_prologue": [*(f"export {name}=1" for name in ONE_THREAD), *batch.setup],
+        "log_directory": None if batch.log_folder is None else os.path.expanduser(batch.log_folder),
+        "death_timeout": 120,
+        "local_directory": None,
+        "shebang": "#!/usr/bin/env bash",
+        "job_directives_skip": [],
+    }
+    dropped = [] if batch.log_folder else ["-o /dev/null", "-e /dev/null"]
+    if spec.kind == "slurm":
+        gpus = [f"--gres=gpu:{batch.gpus}"] if batch.gpus else []
+        return {**options, "job_cpu": cores, "job_extra_directives": [*dropped, *gpus, *batch.directives]}
+    megabytes = -(-int(spec.asked_gb * 1e9) // 2**20)
+    resources = f"select=1:ncpus={cores}:mem={megabytes}MB" + (f":ngpus={batch.gpus}" if batch.gpus else "")
+    return {**options, "resource_spec": resources, "job_extra_directives": [*dropped, *batch.directives]}
+
+
+def worker_arguments(walltime_s: int) -> list[str]:
+    """Arguments of a worker that ends by itself, at a time of its own, before its job is ended."""
+    margin = min(600, walltime_s // 5)
+    lifetime = ["--lifetime", f"{walltime_s - margin}s", "--lifetime-stagger", f"{margin // 2}s"]
+    return [*lifetime, "--no-dashboard", "--dashboard-address", LOOPBACK, "--preload", PROCESS]
+
+
+def wait_for_first(client: Any, spec: ClusterSpec, why: Callable[[], str]) -> None:
+    """Return as soon as one worker is there.
+
+    Parameters
+    ----------
+    why : says what keeps them away, for the error.
+
+    Raises
+    ------
+    ResourceError : `cluster-unreachable`: none came in time.
+    """
+    wanted, timeout_s, where = spec.workers or 1, spec.start_timeout_s, f"cluster {spec.kind}"
+    until = time.monotonic() + timeout_s
+    while not client.scheduler_info(n_workers=0)["n_workers"]:
+        left = until - time.monotonic()
+        if left <= 0:
+            fix = "Ask for less, or set start_timeout_s in [cluster] to wait longer; then eo-batch resume."
+            what = f"none of {wanted} workers came in {timeout_s:.0f} s"
+            raise ResourceError("cluster-unreachable", what, where=where, why=why(), fix=fix)
+        try:
+            client.wait_for_workers(1, timeout=min(LOOK_EVERY_S, left))
+        except TimeoutError:
+            continue
+
+
+def _listening(spec: ClusterSpec) -> dict[str, str]:
+    """Where the scheduler listens: on one address, never on all."""
+    from distributed.utils import get_ip
+
+    return {"interface": spec.batch.interface} if spec.batch.interface else {"host": get_ip()}
+
+
+async def _ask_for(cluster: Any, wanted: int) -> None:
+    """Submit the jobs; raises what the batch system answers."""
+    from distributed import Status
+
+    while len(cluster.worker_spec) < wanted:
+        cluster.worker_spec.update(cluster.new_worker_spec())
+    try:
+        await cluster
+    finally:
+        for job in cluster.workers.values():
+            if job.job_id is None:
+                job.status = Status.failed  # or the cluster cannot be closed
+
+
+def _what_jobs_say(spec: ClusterSpec, cluster: Any) -> str:
+    numbers = [str(job.job_id) for job in cluster.workers.values() if job.job_id]
+    if not numbers:
+        return "no job was accepted"
+    tell = STATES[spec.kind]
+    joined = [",".join(numbers)] if spec.kind == "slurm" else numbers
+    try:
+        asked = subprocess.run([*tell, *joined], capture_output=True, text=True, timeout=30)  # noqa: S603 (numbers alone)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{tell[0]} does not answer ({type(error).__name__})"
+    if spec.kind == "pbs":
+        return "; ".join(" ".join(line.split()) for line in asked.stdout.splitlines()[2:6]) or "no job is queued any more"
+    states = Counter(asked.stdout.split("\n")[:-1])
+    said = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+    return f"jobs: {said}" if said else "the jobs have ended without a worker: set log_folder to see why"
+
+
+def _refused(spec: ClusterSpec, error: BaseException) -> Exception:
+    """What the batch system said when it was asked."""
+    lines = [line.strip() for line in redact(error).splitlines() if line.strip()]
+    said = next((line for line in lines if "error" in line.lower() and "Command" not in line), lines[-1] if lines else "")
+    if isinstance(error, FileNotFoundError):
+        command = Path(str(error.filename or "")).name
+        fix = "Run this where jobs are submitted, or choose another --cluster."
+        return ConfigError("config-invalid", f"there is no command `{command}` here", where=f"cluster {spec.kind}", fix=fix)
+    fix = "Check [cluster.batch] against what the system allows."
+    return ConfigError(
+        "config-invalid", "the batch system refuses the jobs", where=f"cluster {spec.kind}", why=said[:300], fix=fix
+    )
