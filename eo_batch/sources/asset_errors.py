@@ -19,12 +19,13 @@ from rasterio.errors import RasterioError
 
 from eo_batch.core.errors import AssetError, PolicyError
 from eo_batch.core.hrefs import redact
+from eo_batch.sources.http import LONGEST_RETRY_AFTER_S, retry_after
+from eo_batch.sources.raster import GDAL_ENV
 
 T = TypeVar("T")
 
 TRANSIENT = frozenset({"asset-rate-limited", "asset-unreachable", "asset-timeout"})
 """Codes that may go away by themselves. So may "asset-corrupt" from a remote file: a body that was cut on the way."""
-MAX_RETRY_AFTER_S = 120.0
 MAX_RESIGNS = 2
 PROBE_TIMEOUT_S = (10.0, 20.0)
 
@@ -68,7 +69,7 @@ class Retry:
     def wait_s(self, attempt: int, asked_s: float = 0.0) -> float:
         """Seconds to wait after failed attempt `attempt` (from 0)."""
         drawn = random.uniform(0.0, min(self.cap_s, self.base_s * 2.0**attempt))
-        return max(drawn, min(asked_s, MAX_RETRY_AFTER_S, self.cap_s * 2))
+        return max(drawn, min(asked_s, LONGEST_RETRY_AFTER_S, self.cap_s * 2))
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ def with_retries(
     """
     started, resigned, attempt = time.monotonic(), 0, 0
     while True:
+        asked = time.monotonic()
         try:
             return read()
         except AssetError as error:
@@ -146,7 +148,7 @@ def with_retries(
             fix = error.fix or "Leave the item out by source.filter, or tell the keeper of the catalog."
             raise PolicyError(error.code, error.what, where=f"{where}: {error.where}", why=error.why, fix=fix) from None
         except FOREIGN as error:
-            trouble = understand(error, path())
+            trouble = _unless_too_late(understand(error, path()), path(), time.monotonic() - asked)
         on_fault()
         if trouble.code == "asset-forbidden" and host_of(path()) and resigned < MAX_RESIGNS:
             resigned += 1
@@ -170,6 +172,14 @@ def host_of(path: str) -> str:
     return ""
 
 
+def _unless_too_late(trouble: Trouble, path: str, seconds: float) -> Trouble:
+    """GDAL does not say that a body stopped on its way, only that bytes are missing: a read as long as its deadline tells."""
+    deadline = min(float(GDAL_ENV["GDAL_HTTP_TIMEOUT"]), float(GDAL_ENV["GDAL_HTTP_LOW_SPEED_TIME"]))
+    if trouble.code == "asset-corrupt" and host_of(path) and seconds >= deadline:
+        return Trouble("asset-timeout", f"{host_of(path)} sent not all that was asked for in {seconds:.0f} s")
+    return trouble
+
+
 def _denied(on_denied: Callable[[], None]) -> str | None:
     try:
         on_denied()
@@ -178,13 +188,13 @@ def _denied(on_denied: Callable[[], None]) -> str | None:
     return None
 
 
-def _of_status(status: int, path: str, retry_after: str = "") -> Trouble:
+def _of_status(status: int, path: str, asked_s: float | None = None) -> Trouble:
+    """The trouble behind a status; `asked_s`: how long the server asks to wait, None where it was not asked yet."""
     code = _CODES.get(status, "asset-unreachable" if status >= 500 else "asset-corrupt")
-    wait_s = float(retry_after) if retry_after.isdigit() and len(retry_after) < 10 else 0.0
-    if code in TRANSIENT and not retry_after:
+    if code in TRANSIENT and asked_s is None:
         again = _probe(path)
-        wait_s = again.wait_s if again else 0.0
-    return Trouble(code, f"HTTP {status} from {host_of(path)}", wait_s)
+        asked_s = again.wait_s if again else 0.0
+    return Trouble(code, f"HTTP {status} from {host_of(path)}", asked_s or 0.0)
 
 
 def _probe(path: str) -> Trouble | None:
@@ -201,7 +211,7 @@ def _probe(path: str) -> Trouble | None:
         ) as answer:
             if answer.status_code < 400:
                 return None
-            return _of_status(answer.status_code, path, answer.headers.get("Retry-After", "0"))
+            return _of_status(answer.status_code, path, retry_after(answer.headers) or 0.0)
     except requests.Timeout:
         return Trouble("asset-timeout", f"{host_of(path)} does not answer")
     except requests.RequestException:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,7 +23,8 @@ class Fault:
 
     kind : "status" (answer `code`), "reset" (cut the connection), "short" (fewer bytes than announced, then close),
         "clean-short" (a shorter range than asked for, announced as such), "html" (206 with a login page of the right
-        length), "whole" (200 with the whole file), "hang" (no answer until the server stops).
+        length), "whole" (200 with the whole file), "hang" (no answer until the server stops), "stall" (half of the body, then
+        nothing), "slow" (1 kB in each second).
     after : the fault waits for a range that ends beyond this offset.
     """
 
@@ -51,6 +53,7 @@ class FileServer:
     Parameters
     ----------
     tokens : when not empty, requests must carry `?sig=TOKEN` with one of these, else they get 403.
+    choose : asked for the fault of each request that no script has one for, with the path and the end of the range.
     """
 
     root: Path
@@ -58,6 +61,7 @@ class FileServer:
     scripts: dict[str, list[Fault]] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
     etags: dict[str, str] = field(default_factory=dict)
+    choose: Callable[[str, int], Fault | None] = lambda path, stop: None
 
     def __enter__(self) -> FileServer:
         self._lock, self._stop = threading.Lock(), threading.Event()
@@ -95,7 +99,7 @@ class FileServer:
         with self._lock:
             script = self.scripts.get(path, [])
             if not script or stop < script[0].after:
-                return None
+                return self.choose(path, stop)
             return script[0] if script[0].repeat else script.pop(0)
 
 
@@ -155,6 +159,8 @@ def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
                 return self._send(404, b"not here", {}, body_wanted)
             data = file.read_bytes()
             headers = {"Accept-Ranges": "bytes", "ETag": server.etags.get(path, '"1"')}
+            if self.headers.get("If-Match", headers["ETag"]) != headers["ETag"]:
+                return self._send(412, b"", headers, body_wanted)
             if start is None or (fault and fault.kind == "whole"):
                 return self._send(200, data, headers, body_wanted)
             stop = min(stop or len(data), len(data))
@@ -166,19 +172,31 @@ def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
             if fault and fault.kind == "html":
                 body = (b"<html><body>please log in</body></html>" * (len(body) // 39 + 1))[: len(body)]
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
-            return self._send(206, body, headers, body_wanted, cut=bool(fault and fault.kind == "short"))
+            return self._send(206, body, headers, body_wanted, kind=fault.kind if fault else "")
 
-        def _send(self, status: int, body: bytes, headers: dict[str, str], body_wanted: bool, *, cut: bool = False) -> int:
+        def _send(self, status: int, body: bytes, headers: dict[str, str], body_wanted: bool, *, kind: str = "") -> int:
             self.send_response(status)
             for name, value in {"Content-Length": str(len(body)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
             if body_wanted and self.command != "HEAD":
-                self.wfile.write(body[: len(body) // 2] if cut else body)
-            if cut:
+                self._body(body, kind)
+            if kind in ("short", "stall"):
                 self.wfile.flush()
                 self.connection.shutdown(socket.SHUT_RDWR)
                 self.close_connection = True
             return status
+
+        def _body(self, body: bytes, kind: str) -> None:
+            if kind == "slow":
+                for start in range(0, len(body), 1000):
+                    self.wfile.write(body[start : start + 1000])
+                    if server._stop.wait(1.0):
+                        return
+            else:
+                self.wfile.write(body[: len(body) // 2] if kind in ("short", "stall") else body)
+            if kind == "stall":
+                self.wfile.flush()
+                server._stop.wait(30)
 
     return Handler

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -158,6 +159,8 @@ def serve_app(app: Any) -> Iterator[str]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": sockets}, daemon=True)
     thread.start()
     try:
+        while not server.started and thread.is_alive():
+            time.sleep(0.01)
         host, port = sockets[0].getsockname()
         yield f"http://{host}:{port}"
     finally:

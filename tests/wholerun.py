@@ -1,0 +1,153 @@
+"""Whole toy runs through the command line, as tests of faults make them: refused, failed and mended, killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rundigest import file_digests
+from servers.files import FileServer
+from toy import toy_bbox
+from typer.testing import CliRunner
+
+from eo_batch.cli.main import app
+
+SIZE = 200
+CHUNKS = 4
+BAD = "a1_green.tif"
+"""The file that tests spoil; all four chunks need it."""
+BBOX = "bbox = [{}, {}, {}, {}]".format(*toy_bbox(SIZE))
+RESULTS = ("masks.zarr/", "parts/", "footprints.parquet")
+
+
+def invoke(*arguments: object) -> tuple[int, str, str]:
+    """(exit status, stdout, stderr) of a command in this process; text is checked for what must never be printed."""
+    answer = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    printed = answer.stdout + answer.stderr
+    assert "Traceback" not in printed
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202e]", printed), "a control character reached the terminal"
+    return answer.exit_code, answer.stdout, answer.stderr
+
+
+def run(toy: Path, *more: object) -> tuple[int, str, str]:
+    """The run of the pipeline in `toy` into its folder `run`, one chunk after the other."""
+    return invoke("run", toy / "pipeline.toml", "--out", toy / "run", "--cluster", "serial", "--quiet", *more)
+
+
+def resume(toy: Path, *more: object) -> tuple[int, str, str]:
+    """Going on with the run of `toy`."""
+    return invoke("resume", toy / "run", "--cluster", "serial", "--quiet", *more)
+
+
+def spoil(toy: Path, old: str, new: str) -> None:
+    """Change the pipeline."""
+    text = (toy / "pipeline.toml").read_text()
+    assert old in text
+    (toy / "pipeline.toml").write_text(text.replace(old, new, 1))
+
+
+def spoil_item(toy: Path, change: Callable[[dict[str, Any]], object], name: str = "a1") -> None:
+    """Change an item of the catalog."""
+    document = json.loads((toy / "catalog.json").read_text())
+    change(next(item for item in document["features"] if item["id"] == name))
+    (toy / "catalog.json").write_text(json.dumps(document))
+
+
+def over_http(toy: Path, server: FileServer) -> None:
+    """Have the pipeline read its catalog, and so its pixels, from `server`."""
+    spoil(toy, "catalog.json", server.url("catalog.json"))
+
+
+def name_catalog(toy: Path, url: str, *, kind: str = "static", **more: object) -> None:
+    """Have the pipeline use a catalog file of its own that points at a server on loopback."""
+    (toy / "catalogs").mkdir(exist_ok=True)
+    fields = {"title": "there", "url": url, "kind": kind, "asset_hosts": ["127.0.0.1"], "allow_private": True, **more}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in fields.items()]
+    (toy / "catalogs" / "there.toml").write_text("\n".join(lines) + "\n")
+    spoil(toy, '"catalog.json"', '"there"')
+
+
+def documents(toy: Path, server: FileServer) -> list[dict[str, Any]]:
+    """Items of the toy with absolute addresses at `server`."""
+    found = json.loads((toy / "catalog.json").read_text())["features"]
+    for asset in (asset for item in found for asset in item["assets"].values()):
+        asset["href"] = server.url(asset["href"])
+    return list(found)
+
+
+def results(out: Path) -> dict[str, str]:
+    """Digests of masks, parts and footprints: what does not say where the pixels came from."""
+    return {name: digest for name, digest in file_digests(out).items() if name.startswith(RESULTS)}
+
+
+def told(toy: Path) -> dict[str, Any]:
+    """What `status` says of the run of `toy`."""
+    return dict(json.loads(invoke("status", toy / "run", "--json")[1]))
+
+
+def refused(toy: Path, status: int, *parts: str) -> str:
+    """The one line of a run that was refused before it began."""
+    found, out, err = run(toy)
+    assert (found, out, err.count("\n")) == (status, "", 1), err
+    assert not (toy / "run").exists()
+    for part in parts:
+        assert part in err, err
+    return err
+
+
+def failed(outcome: tuple[int, str, str], toy: Path, *parts: str) -> list[str]:
+    """Lines of a run that ended with 3: one for each failed chunk, each with all `parts`; nothing half-written is left."""
+    status, _, err = outcome
+    lines = err.splitlines()
+    assert (status, bool(lines)) == (3, True), err
+    for line in lines:
+        assert line.startswith("failure: chunk t0000/y000"), line
+        for part in parts:
+            assert part in line, line
+    assert not (toy / "run" / "COMPLETE.json").exists()
+    assert not list((toy / "run").rglob("*.partial"))
+    listed = told(toy)
+    assert (listed["state"], listed["failed"]) == ("stopped", len(lines))
+    assert listed["finished"] + listed["failed"] == listed["total"], "the other chunks were not computed"
+    return lines
+
+
+def finishes(toy: Path, golden: dict[str, str]) -> None:
+    """Resuming ends with the bytes of an undisturbed run."""
+    status, _, err = resume(toy)
+    assert status == 0, err
+    assert results(toy / "run") == golden
+
+
+def eo_batch(*arguments: object) -> list[str]:
+    """A command line that starts a process."""
+    return [sys.executable, "-m", "eo_batch.cli", *map(str, arguments)]
+
+
+def receipts(out: Path) -> int:
+    """Receipts of a run."""
+    return sum(1 for _ in (out / "receipts").rglob("*.json")) if (out / "receipts").exists() else 0
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 120.0) -> bool:
+    """Whether `true` became so in time."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def start_until(out: Path, command: Sequence[str], count: int, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Start a run and return when it has `count` receipts more than before, or has ended."""
+    goal = receipts(out) + count
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env)
+    wait_until(lambda: receipts(out) >= goal or process.poll() is not None)
+    return process
