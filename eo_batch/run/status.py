@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from eo_batch.core.grid import Grid
 from eo_batch.core.records import ChunkFailure
 from eo_batch.run.features import FOLDER, kept_features
 from eo_batch.run.generations import Generation, is_published, newest
@@ -189,6 +190,11 @@ def _listed(store: Generation) -> int:
 
 def pixel_area_km2(inputs: RunInputs) -> float:
     """Area of a pixel in the middle of the region, square kilometres (for rates and plans, not for footprints)."""
+    return pixel_km2(inputs.grid)
+
+
+def pixel_km2(grid: Grid) -> float:
+    """Area of a pixel in the middle of `grid`, square kilometres."""
     from pyproj import Geod, Transformer
 
     grid = inputs.grid
