@@ -156,7 +156,15 @@ class LockError(EoBatchError):
 class ResourceError(EoBatchError):
     """The work does not fit the machine."""
 
-    codes = {"plan-too-big": 7, "worker-memory": 7, "worker-lost": 7, "no-gpu": 7}
+    codes = {
+        "plan-too-big": 7,
+        "worker-memory": 7,
+        "worker-lost": 7,
+        "no-gpu": 7,
+        "cluster-unreachable": 4,
+        "cluster-lost": 4,
+        "cluster-versions": 7,
+    }
 
 
 CODES: dict[str, type[EoBatchError]] = {

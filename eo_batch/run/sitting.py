@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from eo_batch.core.clusters import ClusterSpec
-from eo_batch.core.errors import EoBatchError, IntegrityError, StoreError
-from eo_batch.core.grid import chunk_key
+from eo_batch.core.errors import AssetError, EoBatchError, IntegrityError, ResourceError, StoreError
+from eo_batch.core.grid import chunk_index, chunk_key
 from eo_batch.core.hrefs import redact
 from eo_batch.core.records import ChunkFailure, ChunkReceipt
 from eo_batch.run.events import Event, Listener
@@ -28,6 +31,9 @@ from eo_batch.run.task import execute, forget_contexts, prepare
 
 STOP_AFTER_EQUAL = 20
 """Stop early after so many failures in a row with one code, unless they are allowed: the archive is down."""
+ITEM = " of item "
+ITEMS_TOLD = 10
+"""Items that failed are told of one by one, the worst first; so many of them."""
 
 
 def sit(
@@ -72,15 +78,22 @@ class Sitting:
         only: Sequence[Index] | None = None,
     ) -> None:
         self.store, self.inputs, self.listener, self.allow_failed, self.only = store, inputs, listener, allow_failed, only
-        self.finished = set(receipt_keys(store))
-        self.total = inputs.chunk_count
-        self.missing = self.total - len(self.finished)
+        self.left_out = np.zeros((len(inputs.steps), *inputs.grid.chunks_yx), bool)  # one byte a chunk: there may be millions
+        for key in receipt_keys(store):
+            index = chunk_index(key)
+            if index is not None and all(i < n for i, n in zip(index, self.left_out.shape, strict=True)):
+                self.left_out[index] = True
+        self.total, self.finished = self.left_out.size, int(self.left_out.sum())
+        self.missing = self.total - self.finished
         if only is not None:
-            self.missing = sum(chunk_key(*index) not in self.finished for index in only)
-        self.counts = {"done": len(self.finished), "empty": 0, "failed": 0}
+            self.missing = sum(not self.left_out[index] for index in only)
+        self.counts = {"done": self.finished, "empty": 0, "failed": 0}
         self.pixel_km2 = pixel_area_km2(inputs)
         self.km2, self.in_a_row, self.last_code = 0.0, 0, ""
         self.fatal: BaseException | None = None
+        self.items: Counter[str] = Counter()
+        self.item_errors: dict[str, str] = {}
+        self.workers_lost = 0
         self.interrupted = self.outdates_marker = False
 
     @property
@@ -94,39 +107,51 @@ class Sitting:
         assert manifest is not None
         marker = read_marker(self.store)
         self.outdates_marker = marker is not None and marker["run"] == manifest["digest"]
-        folder = str(self.store.root)
+        folder = self.store.where
+        pool.everywhere(forget_contexts)  # what could not be read is tried anew
         if pool.in_process:
             prepare(folder, manifest["digest"])
+        for text in pool.notes:
+            self.listener(Event("warning", text))
         self.listener(
             Event(
                 "start",
                 f"{self.missing:,} of {self.total:,} chunks to do",
-                len(self.finished),
+                self.finished,
                 self.total,
                 data={"dashboard": pool.dashboard, "workers": pool.width},
             )
         )
-        blocked = self._blocked()
-        for failure in blocked.values():
-            self._record(failure)
-        missing = self._groups(folder, manifest["digest"], self.finished | blocked.keys())
-        for task, result in pool.outcomes(execute, missing, stop=stop):
-            self._judge(task, result)
-            if self.fatal is not None:
-                stop.set()
+        self._leave_out_blocked()
+        missing = self._groups(folder, manifest["digest"])
+        try:
+            for task, result in pool.outcomes(execute, missing, stop=stop, tell=self._tell_worker):
+                self._judge(task, result)
+                if self.fatal is not None:
+                    stop.set()
+        except ResourceError as error:
+            raise self._still_there(error) from None
+        finally:
+            self._tell_items()
+        if self.workers_lost:
+            self.store.sweep()  # what they were writing when they died
         if self.fatal is not None:
             raise self.fatal
 
-    def _blocked(self) -> dict[str, ChunkFailure]:
-        """Chunks that the generation before could not make: there is nothing to add to."""
+    def _leave_out_blocked(self) -> None:
+        """Record chunks that the generation before could not make as failed: there is nothing to add to."""
         if self.store.earlier is None:
-            return {}
-        return {failure.key: failure for failure in failures(self.store.earlier) if failure.key not in self.finished}
+            return
+        for failure in failures(self.store.earlier):
+            index = chunk_index(failure.key)
+            if index is not None and not self.left_out[index]:
+                self.left_out[index] = True
+                self._record(failure)
 
-    def _groups(self, folder: str, run_digest: str, left_out: set[str]) -> Iterator[Group]:
+    def _groups(self, folder: str, run_digest: str) -> Iterator[Group]:
         every = groups(len(self.inputs.steps), self.inputs.grid.chunks_yx)
         for group in every if self.only is None else ([index] for index in self.only):
-            yield [(folder, run_digest, *index) for index in group if chunk_key(*index) not in left_out]
+            yield [(folder, run_digest, *index) for index in group if not self.left_out[index]]
 
     def _judge(self, task: Task, result: Any) -> None:
         if isinstance(result, ChunkReceipt):
@@ -150,6 +175,10 @@ class Sitting:
         code = error.code if isinstance(error, EoBatchError) else "unexpected"
         text = str(error) if isinstance(error, EoBatchError) else redact(f"unexpected {type(error).__name__}: {error}")
         self._record(ChunkFailure(key, code, text, 1))
+        if isinstance(error, AssetError) and ITEM in error.where:
+            item = error.where.partition(ITEM)[2]
+            self.items[item] += 1
+            self.item_errors.setdefault(item, text)
         self.in_a_row = self.in_a_row + 1 if code == self.last_code else 1
         self.last_code = code
         share = 100.0 * self.counts["failed"] / self.total
@@ -161,6 +190,24 @@ class Sitting:
         self.counts["failed"] += 1
         put_failure(self.store, failure)
         self._tell("failure", f"chunk {failure.key} failed: {failure.text}", {"key": failure.key, "code": failure.code})
+
+    def _tell_items(self) -> None:
+        """Say once of each bad item what came of it."""
+        for item, count in self.items.most_common(ITEMS_TOLD):
+            chunks = "1 chunk" if count == 1 else f"{count:,} chunks"
+            self.listener(Event("warning", f"item {item} failed in {chunks}: {self.item_errors[item]}"))
+
+    def _tell_worker(self, worker: str, state: str) -> None:
+        self.workers_lost += state == "lost"
+        self._tell("worker", f"worker {worker} {state}", {"worker": worker, "state": state})
+
+    def _still_there(self, error: ResourceError) -> ResourceError:
+        """The same error, with what is left of the run where the cluster is gone."""
+        if error.code != "cluster-lost":
+            return error
+        what = f"{error.what}, store and receipts are intact, {self.unfinished:,} chunks remain"
+        fix = f"Start the cluster again, then run `eo-batch resume {self.store.where}`."
+        return ResourceError(error.code, what, where=error.where, why=error.why, fix=fix)
 
     def _tell(self, kind: str, text: str, data: dict[str, Any]) -> None:
         done = self.counts["done"] + self.counts["empty"]

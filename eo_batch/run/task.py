@@ -65,13 +65,18 @@ def prepare(folder: str, run_digest: str) -> None:
     _context(folder, run_digest)
 
 
-def execute(folder: str, run_digest: str, t: int, iy: int, ix: int) -> ChunkReceipt:
-    """Compute chunk (t, iy, ix) of the run in `folder`: the task that executors submit."""
+def execute(folder: str, run_digest: str, t: int, iy: int, ix: int, *, attempt: int = 1) -> ChunkReceipt:
+    """Compute chunk (t, iy, ix) of the run in `folder`: the task that executors submit.
+
+    Parameters
+    ----------
+    attempt : 2, 3, ... where workers were lost that had begun it.
+    """
     context = _context(folder, run_digest)
-    return run_chunk(context, context.inputs.grid.chunk(t, iy, ix))
+    return run_chunk(context, context.inputs.grid.chunk(t, iy, ix), attempt=attempt)
 
 
-def run_chunk(run: RunContext, chunk: Chunk) -> ChunkReceipt:
+def run_chunk(run: RunContext, chunk: Chunk, *, attempt: int = 1) -> ChunkReceipt:
     """Make everything of one chunk: shards, part, receipt.
 
     Raises
@@ -103,7 +108,8 @@ def run_chunk(run: RunContext, chunk: Chunk) -> ChunkReceipt:
     with clock("write"):
         files = _put_arrays(run, chunk, found, {**earlier.files, **found.files})
         files[part_path(chunk)] = run.store.put(part_path(chunk), part_bytes(part))
-    telemetry = {**clock.telemetry(), "device": run.answers.device, "bytes_read": found.bytes_read, "notes": list(found.notes)}
+    made = {"attempt": attempt, "device": run.answers.device, "bytes_read": found.bytes_read, "notes": list(found.notes)}
+    telemetry = {**clock.telemetry(), **made}
     receipt = ChunkReceipt(key=chunk.key, files=files, polygons=part.num_rows, telemetry=telemetry, **facts)
     put_receipt(run.store, receipt)
     return receipt

@@ -13,6 +13,10 @@ from eo_batch.run.clusters import choose_cluster
 from eo_batch.run.executors import make_executor
 
 
+def silent(worker: str, state: str) -> None:
+    """Nobody is told."""
+
+
 def double(value: int) -> int:
     if value == 13:
         raise ValueError("unlucky")
@@ -22,7 +26,7 @@ def double(value: int) -> int:
 @pytest.mark.parametrize("kind", ["serial", "local"])
 def test_every_task_has_one_outcome(kind: str) -> None:
     with make_executor(ClusterSpec(kind=kind, workers=2)) as pool:
-        outcomes = dict(pool.outcomes(double, [[(i,)] for i in range(20)], stop=threading.Event()))
+        outcomes = dict(pool.outcomes(double, [[(i,)] for i in range(20)], stop=threading.Event(), tell=silent))
     assert len(outcomes) == 20
     assert isinstance(outcomes.pop((13,)), ValueError)
     assert all(result == 2 * task[0] for task, result in outcomes.items())
@@ -41,7 +45,7 @@ def test_tasks_are_taken_only_as_fast_as_they_finish(kind: str) -> None:
             yield [(i,)]
 
     with make_executor(ClusterSpec(kind=kind, workers=2)) as pool:
-        for finished, _ in enumerate(pool.outcomes(double, tasks(), stop=threading.Event()), 1):
+        for finished, _ in enumerate(pool.outcomes(double, tasks(), stop=threading.Event(), tell=silent), 1):
             with lock:
                 assert taken - finished <= 2 * pool.width
     assert taken == 60
@@ -51,7 +55,7 @@ def test_only_loopback_listens_while_a_run_computes() -> None:
     process = psutil.Process()
     before = {c.laddr for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN}
     with make_executor(ClusterSpec(workers=2)) as pool:
-        list(pool.outcomes(double, [[(1,)]], stop=threading.Event()))
+        list(pool.outcomes(double, [[(1,)]], stop=threading.Event(), tell=silent))
         now = {c.laddr for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN} - before
     assert all(address.ip in ("127.0.0.1", "::1") for address in now), now
 

@@ -13,10 +13,16 @@ from typing import Any, Protocol
 
 from eo_batch.core.clusters import ClusterSpec
 from eo_batch.run.executors.address import AddressExecutor
+from eo_batch.run.executors.batch import BatchExecutor
+from eo_batch.run.executors.dealing import Task
+from eo_batch.run.executors.dispatch import Tell
+from eo_batch.run.executors.gpus import GpuExecutor
+from eo_batch.run.executors.kubernetes import KubernetesExecutor
 from eo_batch.run.executors.local import ProcessExecutor, ThreadExecutor
 from eo_batch.run.executors.serial import SerialExecutor
 
-Task = tuple[Any, ...]
+__all__ = ["Executor", "Group", "Outcome", "Task", "Tell", "make_executor"]
+
 Group = Sequence[Task]
 """Chunks that lie side by side: best computed one after the other by one worker process."""
 Outcome = tuple[Task, Any]
@@ -41,12 +47,34 @@ class Executor(Protocol):
         """Address of a page that shows the work, or ""."""
         ...
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know of the cluster."""
+        ...
+
     def __enter__(self) -> Executor: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
-    def outcomes(self, work: Callable[..., Any], groups: Iterable[Group], *, stop: threading.Event) -> Iterator[Outcome]:
-        """Outcome of every task, in any order; takes tasks only as fast as they are finished, and none after `stop` is set."""
+    def outcomes(
+        self, work: Callable[..., Any], groups: Iterable[Group], *, stop: threading.Event, tell: Tell
+    ) -> Iterator[Outcome]:
+        """Outcome of every task, in any order; takes tasks only as fast as they are finished, and none after `stop` is set.
+
+        A task that is begun again, because its worker was lost, is called with `attempt=` 2, 3, ... beside its arguments.
+
+        Parameters
+        ----------
+        tell : told of workers that come and go.
+
+        Raises
+        ------
+        ResourceError : `cluster-lost`: nothing is computed any more; what was finished has been yielded.
+        """
+        ...
+
+    def everywhere(self, function: Callable[[], Any]) -> None:
+        """Call `function` once in each process that computes and is there now."""
         ...
 
 
@@ -57,5 +85,12 @@ def make_executor(cluster: ClusterSpec) -> Executor:
         return AddressExecutor(cluster)
     if kind == "local" and argument:
         return ProcessExecutor(cluster)
-    kinds: dict[str, Callable[[ClusterSpec], Executor]] = {"serial": SerialExecutor, "local": ThreadExecutor}
+    kinds: dict[str, Callable[[ClusterSpec], Executor]] = {
+        "serial": SerialExecutor,
+        "local": ThreadExecutor,
+        "gpus": GpuExecutor,
+        "slurm": BatchExecutor,
+        "pbs": BatchExecutor,
+        "kubernetes": KubernetesExecutor,
+    }
     return kinds[kind](cluster)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from eo_batch.core.clusters import ClusterSpec
 from eo_batch.run.executors.pool import LOOPBACK, PoolExecutor
+
+ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+"""A network that adds up in one thread gives the same masks whatever else the machine does."""
+PROCESS = "eo_batch.run.executors.process"
 
 
 class ThreadExecutor(PoolExecutor):
@@ -15,43 +20,58 @@ class ThreadExecutor(PoolExecutor):
 
     in_process = True
 
-    def __init__(self, cluster: ClusterSpec) -> None:
-        super().__init__()
-        self._threads = cluster.workers or os.cpu_count() or 1
-
     def _open(self) -> Any:
         from distributed import Client, LocalCluster
 
         cluster = LocalCluster(
             processes=False,
             n_workers=1,
-            threads_per_worker=self._threads,
+            threads_per_worker=self._cluster.workers or os.cpu_count() or 1,
             memory_limit=0,
             dashboard_address=LOOPBACK,
             worker_dashboard_address=LOOPBACK,  # left out, the worker's own pages listen on every interface
-            silence_logs=logging.ERROR,
+            silence_logs=logging.CRITICAL,
         )
         return Client(cluster, set_as_default=False)
 
 
 class ProcessExecutor(PoolExecutor):
-    """A Dask scheduler in this process and `local:N` worker processes beside it, all on loopback."""
-
-    def __init__(self, cluster: ClusterSpec) -> None:
-        super().__init__()
-        self._cluster = cluster
+    """A Dask scheduler in this process and `local:N` worker processes beside it, on loopback and encrypted."""
 
     def _open(self) -> Any:
-        from distributed import Client, LocalCluster
+        count = int(self._cluster.kind.partition(":")[2])
+        return open_processes(self._cluster, [{}] * count, threads=self._cluster.threads or 1)
 
-        memory_gb = self._cluster.memory_gb
-        cluster = LocalCluster(
-            processes=True,
-            n_workers=int(self._cluster.kind.partition(":")[2]),
-            threads_per_worker=self._cluster.threads or 1,
-            memory_limit=0 if memory_gb is None else int(memory_gb * 1e9),
-            dashboard_address=LOOPBACK,
-            worker_dashboard_address=LOOPBACK,
-            silence_logs=logging.ERROR,
-        )
-        return Client(cluster, set_as_default=False)
+
+def open_processes(cluster: ClusterSpec, environments: list[dict[str, str]], *, threads: int) -> Any:
+    """Client of a new scheduler with one worker process on this machine for each of `environments`.
+
+    Everything between the processes is encrypted, and only who has this sitting's key is let in: whoever reaches a Dask
+    scheduler can run code as its user, and loopback is shared by all users of a machine.
+    """
+    import dask
+    from distributed import Client, Nanny, Scheduler, Security, SpecCluster
+
+    security = Security.temporary()
+    memory = 0 if cluster.memory_gb is None else int(cluster.memory_gb * 1e9)
+    common: dict[str, Any] = {
+        "nthreads": threads,
+        "memory_limit": memory,
+        "host": "127.0.0.1",
+        "protocol": "tls",
+        "security": security,
+        "dashboard_address": LOOPBACK,  # left out, a worker's own pages listen on every interface
+        "preload": [PROCESS],
+        "silence_logs": logging.CRITICAL,
+    }
+    workers: dict[int, Mapping[str, Any]] = {
+        index: {"cls": Nanny, "options": {**common, **({"resources": {"GPU": 1}} if extra else {}), "env": extra}}
+        for index, extra in enumerate(environments)
+    }
+    scheduler = {
+        "cls": Scheduler,
+        "options": {"host": "127.0.0.1", "protocol": "tls", "security": security, "dashboard_address": LOOPBACK},
+    }
+    with dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(ONE_THREAD, "1")}):
+        spec = SpecCluster(workers=workers, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL)
+    return Client(spec, set_as_default=False)

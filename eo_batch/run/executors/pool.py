@@ -1,4 +1,4 @@
-"""What all executors with a Dask scheduler share: a client, a bounded number of tasks in flight, a dashboard on loopback."""
+"""What all executors with a Dask scheduler share: a client, tasks dealt out to workers, and how it begins and ends."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-LOOPBACK = "127.0.0.1:0"
+from eo_batch.core.clusters import ClusterSpec
+from eo_batch.core.errors import ResourceError
+from eo_batch.run.executors.dealing import Task
+from eo_batch.run.executors.dispatch import Dispatch, Tell
 
-Task = tuple[Any, ...]
+LOOPBACK = "127.0.0.1:0"
+CLOSE_S = 10.0
 
 
 class PoolExecutor:
@@ -17,8 +21,10 @@ class PoolExecutor:
 
     in_process = False
 
-    def __init__(self) -> None:
+    def __init__(self, cluster: ClusterSpec) -> None:
+        self._cluster = cluster
         self._client: Any = None
+        self.notes: tuple[str, ...] = ()
 
     def _open(self) -> Any:
         raise NotImplementedError
@@ -30,13 +36,20 @@ class PoolExecutor:
 
     def __enter__(self) -> Any:
         self._client = self._open()
+        try:
+            self._wait_for_a_worker()
+            self._check()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, *exc: Any) -> None:
         cluster = self._client.cluster
-        self._client.close()
+        timeout_s = 1.0 if KeyboardInterrupt in exc else CLOSE_S  # the second Ctrl-C
+        self._client.close(timeout=timeout_s)
         if cluster is not None:
-            cluster.close()
+            cluster.close(timeout=timeout_s)
 
     @property
     def dashboard(self) -> str:
@@ -45,34 +58,23 @@ class PoolExecutor:
         return f"http://127.0.0.1:{port}/status"
 
     def outcomes(
-        self, work: Callable[..., Any], groups: Iterable[Sequence[Task]], *, stop: threading.Event
+        self, work: Callable[..., Any], groups: Iterable[Sequence[Task]], *, stop: threading.Event, tell: Tell
     ) -> Iterator[tuple[Task, Any]]:
         """See `Executor.outcomes`."""
-        tasks = (task for group in groups for task in group if not stop.is_set())
-        return submit_bounded(self._client, work, tasks, in_flight=2 * self.width)
+        patience_s = self._cluster.start_timeout_s
+        return Dispatch(self._client, work, groups, patience_s=patience_s, tell=tell).outcomes(stop)
 
+    def everywhere(self, function: Callable[[], Any]) -> None:
+        """See `Executor.everywhere`."""
+        self._client.run(function, on_error="ignore")
 
-def submit_bounded(client: Any, work: Callable[..., Any], tasks: Iterable[Task], *, in_flight: int) -> Iterator[tuple[Task, Any]]:
-    """Run light tasks through a Dask client with at most `in_flight` of them known to the scheduler."""
-    from distributed import as_completed
+    def _wait_for_a_worker(self) -> None:
+        try:
+            self._client.wait_for_workers(1, timeout=self._cluster.start_timeout_s)
+        except TimeoutError:
+            what = f"no worker came in {self._cluster.start_timeout_s:g} s"
+            fix = "Start workers, or wait longer for them: start_timeout_s in [cluster]; then eo-batch resume."
+            raise ResourceError("no-workers", what, where=f"cluster {self._cluster.kind}", fix=fix) from None
 
-    queue = iter(tasks)
-    known: dict[str, Task] = {}
-    running = as_completed(loop=client.loop)
-
-    def submit_next() -> None:
-        task = next(queue, None)
-        if task is not None:
-            future = client.submit(work, *task, pure=False, retries=0)
-            known[future.key] = task
-            running.add(future)
-
-    for _ in range(in_flight):
-        submit_next()
-    for future in running:
-        error = future.exception()
-        result = future.result() if error is None else error
-        task = known.pop(future.key)
-        future.release()
-        yield task, result
-        submit_next()
+    def _check(self) -> None:
+        """Look at workers that this process has not started itself."""

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from eo_batch.core.clusters import ClusterSpec
+from eo_batch.run.executors.dealing import Task
+from eo_batch.run.executors.dispatch import Tell
 
 
 class SerialExecutor:
@@ -15,6 +17,7 @@ class SerialExecutor:
     width = 1
     in_process = True
     dashboard = ""
+    notes: tuple[str, ...] = ()
 
     def __init__(self, cluster: ClusterSpec) -> None:
         pass
@@ -26,8 +29,8 @@ class SerialExecutor:
         return None
 
     def outcomes(
-        self, work: Callable[..., Any], groups: Iterable[Sequence[tuple[Any, ...]]], *, stop: threading.Event
-    ) -> Iterator[tuple[tuple[Any, ...], Any]]:
+        self, work: Callable[..., Any], groups: Iterable[Sequence[Task]], *, stop: threading.Event, tell: Tell
+    ) -> Iterator[tuple[Task, Any]]:
         """See `Executor.outcomes`."""
         for group in groups:
             for task in group:
@@ -38,3 +41,7 @@ class SerialExecutor:
                 except Exception as error:  # an outcome, judged by the driver
                     result = error
                 yield task, result
+
+    def everywhere(self, function: Callable[[], Any]) -> None:
+        """See `Executor.everywhere`."""
+        function()

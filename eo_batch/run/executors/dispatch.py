@@ -1,0 +1,282 @@
+"""Tasks on their way through a Dask scheduler: pinned to workers, few at a time, and tried again when a worker is lost.
+
+The scheduler knows only what is in flight. Tasks that a worker had begun when it died are suspects: each of them is tried
+again alone in a process, so that one that ends its worker every time is found without blame for its neighbours.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from eo_batch.core.errors import EoBatchError, ResourceError
+from eo_batch.run.executors.dealing import Deal, Task
+
+DEATHS = 4
+"""A task that has ended so many workers is given up."""
+DRAIN_S = 60.0
+"""How long running tasks may take to finish after a stop."""
+QUIET_S = 10.0
+"""After so long without news the scheduler is asked whether it is there."""
+ANSWER_S = 30.0
+"""How long the scheduler, or a worker with a result, may take to answer."""
+ASIDE_S = 2.0
+"""How long a result may be on its way before its worker is looked for."""
+LOOK_S = 0.5
+"""How often a stop is looked for."""
+
+Tell = Callable[[str, str], None]
+"""(worker, "joined" or "lost")."""
+
+
+@dataclass(eq=False)
+class _Flight:
+    """One task at one worker."""
+
+    task: Task
+    attempt: int = 1
+    deaths: int = 0
+    worker: str = ""
+    future: Any = None
+    is_suspect: bool = False
+    """It was begun by a worker that is gone: it is tried again alone."""
+
+
+class Dispatch:
+    """One call of `Executor.outcomes`.
+
+    Parameters
+    ----------
+    client : of the scheduler.
+    patience_s : how long the cluster may be without any worker.
+    tell : told of workers that come and go.
+    """
+
+    def __init__(
+        self, client: Any, work: Callable[..., Any], groups: Iterable[Sequence[Task]], *, patience_s: float, tell: Tell
+    ) -> None:
+        self._client, self._work, self._patience_s, self._tell = client, work, patience_s, tell
+        self._deal = Deal(groups)
+        self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._name, self._count = f"chunk-{uuid4().hex[:8]}", 0
+        self._threads: dict[str, int] = {}
+        self._aboard: dict[str, dict[Any, _Flight]] = {}
+        self._suspects: deque[_Flight] = deque()
+        self._kept_free: set[str] = set()
+        self._given_up: list[tuple[Task, Any]] = []
+        self._heard = self._had_workers = time.monotonic()
+
+    def outcomes(self, stop: threading.Event) -> Iterator[tuple[Task, Any]]:
+        """See `Executor.outcomes`.
+
+        Raises
+        ------
+        ResourceError : `cluster-lost`.
+        """
+        self._client.subscribe_topic("all", lambda event: self._inbox.put(("worker", event[1])))
+        try:
+            yield from self._until_done(stop)
+        finally:
+            self._client.unsubscribe_topic("all")
+
+    def _until_done(self, stop: threading.Event) -> Iterator[tuple[Task, Any]]:
+        self._look_for_workers()
+        self._fill(list(self._threads))
+        while not stop.is_set() and (self._in_flight or self._suspects or not self._deal.is_done):
+            yield from self._news()
+        deadline = time.monotonic() + DRAIN_S
+        self._suspects.clear()
+        self._drop_unbegun()
+        while self._in_flight and time.monotonic() < deadline:
+            yield from self._news(is_open=False)
+
+    @property
+    def _in_flight(self) -> bool:
+        return any(self._aboard.values())
+
+    def _news(self, *, is_open: bool = True) -> Iterator[tuple[Task, Any]]:
+        """Wait a little for one thing to happen, and act on it; outcomes of what has ended.
+
+        Parameters
+        ----------
+        is_open : tasks are still handed out.
+        """
+        changed: list[str] = []
+        try:
+            kind, fact = self._inbox.get(timeout=LOOK_S)
+        except queue.Empty:
+            changed = self._ask_after_silence()
+        else:
+            self._heard = time.monotonic()
+            if kind == "done":
+                flight = self._landed(*fact)
+                if flight is not None:
+                    yield from self._outcome(flight)
+                    changed = [flight.worker]
+            elif fact.get("action") == "remove-worker":
+                changed = self._lose(fact["worker"], was_expected=bool(fact.get("expected")))
+            elif fact.get("action") == "add-worker":
+                changed = self._look_for_workers()
+        yield from self._given_up
+        self._given_up.clear()
+        if is_open and self._suspects:
+            self._fill(list(self._threads))
+        elif is_open:
+            self._fill([*changed, *self._kept_free])
+            self._kept_free.clear()
+
+    def _fill(self, workers: Sequence[str]) -> None:
+        """Give tasks to `workers` that have room."""
+        if self._suspects:  # those with the least to do are emptied for them
+            workers = sorted(workers, key=lambda worker: len(self._aboard[worker]))
+        wanted = len(self._suspects)
+        for worker in workers:
+            aboard = self._aboard.get(worker)
+            if aboard is None or any(flight.is_suspect for flight in aboard.values()):
+                continue
+            if wanted:
+                wanted -= 1
+                self._kept_free.add(worker)
+                if not aboard:
+                    self._send(self._suspects.popleft(), worker)
+                continue
+            while len(aboard) < self._threads[worker] + self._deal.has_groups:
+                task = self._deal.take(worker)
+                if task is None:
+                    break
+                self._send(_Flight(task), worker)
+
+    def _send(self, flight: _Flight, worker: str) -> None:
+        self._count += 1
+        flight.worker = worker
+        again = {"attempt": flight.attempt} if flight.attempt > 1 else {}
+        key = (self._name, self._count)  # short, and of one group, or the scheduler would keep something for each
+        flight.future = self._client.submit(
+            outcome_of, self._work, *flight.task, key=key, workers=[worker], pure=False, retries=0, **again
+        )
+        self._aboard[worker][key] = flight
+        flight.future.add_done_callback(lambda _future: self._inbox.put(("done", (worker, key))))
+
+    def _landed(self, worker: str, key: Any) -> _Flight | None:
+        """The flight that ended, or None if it was given up before."""
+        return self._aboard.get(worker, {}).pop(key, None)
+
+    def _outcome(self, flight: _Flight) -> Iterator[tuple[Task, Any]]:
+        from distributed import KilledWorker
+
+        future, flight.future = flight.future, None
+        if future.status == "cancelled":  # by nobody here: the scheduler has gone, or has forgotten this client
+            raise self._cluster_lost("the connection to the scheduler has broken")
+        try:
+            result = self._result(future, flight.worker)
+        except Exception as error:  # such as a result that cannot be sent: an outcome, judged by the driver
+            result = error
+        if isinstance(result, KilledWorker):
+            self._suspect(flight)
+        else:
+            yield flight.task, result
+
+    def _result(self, future: Any, worker: str) -> Any:
+        """What a task gave; KilledWorker where its worker took it along."""
+        from distributed import KilledWorker
+
+        if future.status == "error":
+            return future.exception(timeout=ANSWER_S)
+        deadline = time.monotonic() + ANSWER_S
+        while time.monotonic() < deadline:
+            try:
+                return future.result(timeout=ASIDE_S)
+            except TimeoutError:
+                if worker not in self._ask():
+                    break
+        return KilledWorker(future.key, worker, 0)  # its files are there, and making them again is harmless
+
+    def _suspect(self, flight: _Flight, *, was_expected: bool = False) -> None:
+        """A worker has gone while it worked on this task."""
+        flight.deaths += not was_expected
+        flight.attempt += 1
+        flight.is_suspect = True
+        if flight.deaths < DEATHS:
+            self._suspects.append(flight)
+        else:
+            self._given_up.append((flight.task, worker_lost(flight.deaths)))
+
+    def _lose(self, worker: str, *, was_expected: bool) -> list[str]:
+        """A worker is gone: what it had goes elsewhere; the workers that may now find something to do."""
+        if worker not in self._threads:
+            return []
+        threads = self._threads.pop(worker)
+        flights = list(self._aboard.pop(worker).values())
+        for flight in flights:
+            flight.future = None
+        self._deal.leave(worker, [flight.task for flight in flights[threads:] if not flight.is_suspect])
+        for flight in flights[:threads]:
+            self._suspect(flight, was_expected=was_expected)
+        self._tell(worker, "lost")
+        return list(self._threads)
+
+    def _look_for_workers(self) -> list[str]:
+        """Take in workers that are new; their names."""
+        found = self._ask()
+        new = [worker for worker in found if worker not in self._threads]
+        for worker in new:
+            self._threads[worker], self._aboard[worker] = found[worker], {}
+            self._tell(worker, "joined")
+        return new
+
+    def _ask_after_silence(self) -> list[str]:
+        """Where nothing was heard for long: find out who is there; workers that may find something to do."""
+        now = time.monotonic()
+        if self._threads:
+            self._had_workers = now
+        elif now - self._had_workers > self._patience_s:
+            raise self._cluster_lost(f"no worker was left for {self._patience_s:.0f} s")
+        if now - self._heard < QUIET_S:
+            return []
+        found, self._heard = self._ask(), now
+        gone = [worker for worker in self._threads if worker not in found]
+        for worker in gone:
+            self._lose(worker, was_expected=False)
+        new = self._look_for_workers()
+        return list(self._threads) if gone else new
+
+    def _ask(self) -> dict[str, int]:
+        """Worker -> threads, as the scheduler says."""
+        try:
+            return dict(self._client.sync(self._client.scheduler.ncores, workers=None, callback_timeout=ANSWER_S))
+        except (OSError, TimeoutError, AttributeError):  # AttributeError: a client that has closed itself has no scheduler
+            raise self._cluster_lost("the scheduler does not answer") from None
+
+    def _drop_unbegun(self) -> None:
+        """Take back what workers have not begun."""
+        for worker, aboard in self._aboard.items():
+            for key in list(aboard)[self._threads[worker] :]:
+                del aboard[key]
+
+    def _cluster_lost(self, why: str) -> EoBatchError:
+        fix = "Start the cluster again, then continue with `eo-batch resume RUN`."
+        return ResourceError("cluster-lost", "the cluster is gone", why=why, fix=fix)
+
+
+def outcome_of(work: Callable[..., Any], *task: Any, **again: int) -> Any:
+    """What `work` gives, or the exception it raises: Dask would print it into logs, and keep it."""
+    try:
+        return work(*task, **again)
+    except EoBatchError as error:
+        return error
+    except Exception as error:
+        error.add_note("".join(traceback.format_tb(error.__traceback__)))  # the way it came is lost between processes
+        return error
+
+
+def worker_lost(deaths: int) -> ResourceError:
+    """Why a chunk was given up that ends every worker."""
+    why, fix = "most likely it needs more memory than they have", "Try a smaller chunk_px, fewer threads, or more memory_gb."
+    return ResourceError("worker-lost", f"it ended {deaths} workers", why=why, fix=fix)
