@@ -209,12 +209,12 @@ class Visit:
 
     def __init__(self, shared: SharedWindows, chunk: Chunk) -> None:
         self.computed = self.taken = 0
-        self._shared, self._chunk = shared, chunk
+        self.chunk, self._shared = chunk, shared
         self._claims: list[Claim] = []
 
     def claim(self, window: Window, image: NDArray[np.float32]) -> Claim:
         """Who computes a window of the chunk that the segmenter would be shown as `image`, float32 (band, y, x)."""
-        claim = self._shared._claim(self._chunk, window, image)
+        claim = self._shared._claim(self.chunk, window, image)
         self._claims.append(claim)
         return claim
 
@@ -224,7 +224,7 @@ class Visit:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for claim in self._claims:
             claim.release()
-        self._shared._leave(self._chunk)
+        self._shared._leave(self.chunk)
 
 
 def _covers(answer: Answer, chunk: Chunk, window: Window) -> bool:

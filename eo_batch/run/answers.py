@@ -19,9 +19,11 @@ from eo_batch.core.records import Scene
 from eo_batch.models.inference import score_chunk
 from eo_batch.models.registry import load_segmenter
 from eo_batch.models.segmenter import Segmenter
+from eo_batch.models.shared_windows import SharedWindows, Visit
 from eo_batch.outputs.store import Store
 from eo_batch.run.features import FeatureCache, open_features
 from eo_batch.run.manifest import RunInputs
+from eo_batch.run.shared_windows import share_windows
 from eo_batch.run.stopwatch import Stopwatch
 from eo_batch.sources.stack import SceneSource, open_source
 
@@ -40,6 +42,7 @@ class Answered:
     bytes_read : bytes of pixels decoded from assets, for telemetry.
     files : path in the run directory -> sha256 of what the answers have put there already, as it would be written.
     notes : what people should know that is no part of the answer.
+    windows : how many were computed for this chunk, and how many came from its neighbours; for telemetry.
     """
 
     masks: NDArray[np.uint8]
@@ -51,6 +54,7 @@ class Answered:
     bytes_read: int = 0
     files: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    windows: Mapping[str, int] = field(default_factory=dict)
 
 
 class Answers(Protocol):
@@ -81,6 +85,7 @@ class FreshAnswers:
 
     Parameters
     ----------
+    shared : answers that chunks of this process share.
     features : where features of windows are kept; None: they are computed whenever they are needed.
     """
 
@@ -89,6 +94,7 @@ class FreshAnswers:
     segmenter: Segmenter
     prompts: PromptSet
     prompt_features: Any
+    shared: SharedWindows
     features: FeatureCache | None = None
 
     @property
@@ -98,16 +104,28 @@ class FreshAnswers:
 
     def answer(self, chunk: Chunk, inside: NDArray[np.bool_], clock: Stopwatch) -> Answered:
         """See `Answers.answer`."""
-        with clock("read"):
-            scene = self._read(chunk, inside)
-        if scene is None:
-            nobody = np.zeros((0, *chunk.shape), bool)
-            return Answered(*self._nothing(chunk), np.zeros(chunk.shape, bool), (), nobody)
-        rows, cols = chunk.rows.within(chunk.padded_rows), chunk.cols.within(chunk.padded_cols)
-        observed = scene.valid[rows, cols] & inside
-        masks, scores = self._score(scene, observed, inside, chunk, clock) if observed.any() else self._nothing(chunk)
-        notes = self.features.take_notes() if self.features else ()
-        return Answered(masks, scores, observed, scene.items, scene.contributed, scene.skipped, scene.bytes_read, notes=notes)
+        with self.shared.visit(chunk) as visit:
+            with clock("read"):
+                scene = self._read(chunk, inside)
+            if scene is None:
+                nobody = np.zeros((0, *chunk.shape), bool)
+                return Answered(*self._nothing(chunk), np.zeros(chunk.shape, bool), (), nobody)
+            rows, cols = chunk.rows.within(chunk.padded_rows), chunk.cols.within(chunk.padded_cols)
+            observed = scene.valid[rows, cols] & inside
+            masks, scores = self._nothing(chunk)
+            if observed.any():
+                masks, scores = self._score(scene, observed, inside, visit, clock)
+        return Answered(
+            masks,
+            scores,
+            observed,
+            scene.items,
+            scene.contributed,
+            scene.skipped,
+            scene.bytes_read,
+            notes=self.features.take_notes() if self.features else (),
+            windows={"computed": visit.computed, "shared": visit.taken},
+        )
 
     def _read(self, chunk: Chunk, inside: NDArray[np.bool_]) -> Scene | None:
         step = self.inputs.steps[chunk.t]
@@ -116,7 +134,7 @@ class FreshAnswers:
         return self.source.read_scene(chunk, step)
 
     def _score(
-        self, scene: Scene, observed: NDArray[np.bool_], inside: NDArray[np.bool_], chunk: Chunk, clock: Stopwatch
+        self, scene: Scene, observed: NDArray[np.bool_], inside: NDArray[np.bool_], visit: Visit, clock: Stopwatch
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Masks and scores of a chunk that was observed, uint8 (prompt, y, x)."""
         with clock("score"):
@@ -127,10 +145,11 @@ class FreshAnswers:
                 valid=scene.valid,
                 inside=inside,
                 grid=self.inputs.grid,
-                chunk=chunk,
+                chunk=visit.chunk,
                 prompts=len(self.prompts),
-                batch=self.inputs.request.spec.model.batch,
+                batch=self.inputs.request.spec.model.windows_per_call,
                 encode=self.features.encode if self.features else None,
+                visit=visit,
             )
         with clock("decide"):
             scores = quantise_scores(logits, observed)
@@ -159,4 +178,6 @@ def fresh_answers(
     segmenter = segmenter or load_segmenter(spec.model, spec.source.bands)
     features = None if store is None else open_features(store, segmenter, spec.cache)
     source = open_source(inputs.items, inputs.grid, spec, inputs.request.catalog)
-    return FreshAnswers(inputs, source, segmenter, prompts, segmenter.encode_prompts(prompts), features)
+    prompt_features = segmenter.encode_prompts(prompts)
+    shared = share_windows(inputs, segmenter, prompt_features, prompts=len(prompts))
+    return FreshAnswers(inputs, source, segmenter, prompts, prompt_features, shared, features)

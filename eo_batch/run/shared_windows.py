@@ -1,0 +1,50 @@
+"""How much of its edges a process keeps for the neighbours of a chunk, and how wide a strip of chunks that is enough for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from eo_batch.core.grid import Grid
+from eo_batch.core.spec import LimitsSpec
+from eo_batch.models.segmenter import FLOAT_BYTES, Segmenter
+from eo_batch.models.shared_windows import SharedWindows
+from eo_batch.run.manifest import RunInputs
+
+SHARED_BYTES = 1_000_000_000
+"""Most memory of a process for answers that its chunks share."""
+SHARE_OF_LIMIT = 8
+"""Where `limits.memory_gb` is given: at most one part in so many of it."""
+IN_FLIGHT = 4
+"""Chunks whose edges are kept beside those of a whole row: they are being computed, or lie where one row meets the next."""
+
+
+def share_windows(inputs: RunInputs, segmenter: Segmenter, prompt_features: Any, *, prompts: int) -> SharedWindows:
+    """What the chunks of a run share in this process: nothing, where the answers could be other ones or cost too little."""
+    grid, spec = inputs.grid, inputs.request.spec
+    budget = edge_budget(grid, spec.limits, prompts=prompts)
+    if segmenter.info.pixelwise:
+        budget = 0
+    return SharedWindows(grid, budget=budget)
+
+
+def edge_budget(grid: Grid, limits: LimitsSpec, *, prompts: int) -> int:
+    """Bytes of edges that a process holds at most: those of a row of chunks, or as much of them as there is memory for."""
+    if grid.chunks_yx == (1, 1):
+        return 0
+    return min(_most(limits), (grid.chunks_yx[1] + IN_FLIGHT) * _edge_bytes(grid, prompts))
+
+
+def widest_strip(grid: Grid, limits: LimitsSpec, *, prompts: int) -> int:
+    """Chunks that lie abreast in a strip so that all that one row leaves to the next can be kept; at least 1."""
+    return max(1, min(grid.chunks_yx[1], _most(limits) // _edge_bytes(grid, prompts) - IN_FLIGHT))
+
+
+def _most(limits: LimitsSpec) -> int:
+    return SHARED_BYTES if limits.memory_gb is None else min(SHARED_BYTES, int(limits.memory_gb * 1e9) // SHARE_OF_LIMIT)
+
+
+def _edge_bytes(grid: Grid, prompts: int) -> int:
+    """Bytes that a chunk leaves to the chunks below: of windows across its lower edge what lies there, those at corners whole."""
+    beyond = range(grid.window_px - 1, 0, -grid.stride_px)  # how far windows across an edge reach, at most
+    along = -(-grid.chunk_px // grid.stride_px)
+    return FLOAT_BYTES * prompts * grid.window_px * (sum(beyond) * along + len(beyond) ** 2 * grid.window_px)
