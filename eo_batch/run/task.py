@@ -109,7 +109,7 @@ def run_chunk(run: RunContext, chunk: Chunk, *, attempt: int = 1) -> ChunkReceip
         files = _put_arrays(run, chunk, found, {**earlier.files, **found.files})
         files[part_path(chunk)] = run.store.put(part_path(chunk), part_bytes(part))
     made = {"attempt": attempt, "device": run.answers.device, "bytes_read": found.bytes_read, "notes": list(found.notes)}
-    telemetry = {**clock.telemetry(), **made}
+    telemetry = {**clock.telemetry(), **made, "windows": dict(found.windows)}
     receipt = ChunkReceipt(key=chunk.key, files=files, polygons=part.num_rows, telemetry=telemetry, **facts)
     put_receipt(run.store, receipt)
     return receipt
