@@ -30,6 +30,9 @@ PROBE_SEED = 20150623
 Encode = Callable[[NDArray[np.float32]], Any]
 """Image features of windows: what `Segmenter.encode_images` is, or what gives the same from somewhere else."""
 
+Ask = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""Logits of windows, float32 (window, prompt, y, x)."""
+
 
 @dataclass(frozen=True)
 class ProbeReport:
@@ -185,7 +188,7 @@ def probe_segmenter(
     ModelError : `model-shape`, `model-not-finite`.
     IntegrityError : `nondeterministic-output`: the same batch gave other bytes the second time.
     """
-    images = _made_up(segmenter, bands=len(bands), window_px=window_px, batch=batch)
+    images = made_up_windows(segmenter, bands=len(bands), window_px=window_px, batch=batch)
     features = segmenter.encode_prompts(prompts)
     where = f'segmenter "{segmenter.info.name}"'
     first = _ask(segmenter, images, features, prompts=len(prompts), where=where).copy()
@@ -200,12 +203,9 @@ def probe_segmenter(
         )
     if keeps_features:
         _probe_kept(segmenter, images, features, first, where=where)
-    independent = True
-    if batch > 1:
-        mixed = images.copy()
-        mixed[0], mixed[1:] = images[1], images[0]
-        moved = _ask(segmenter, mixed, features, prompts=len(prompts), where=where)
-        independent = np.array_equal(moved[0], first[1]) and all(np.array_equal(answer, first[0]) for answer in moved[1:])
+    independent = batch == 1 or stands_alone(
+        images, first, lambda mixed: _ask(segmenter, mixed, features, prompts=len(prompts), where=where)
+    )
     return ProbeReport(independent, (float(first.min()), float(first.max())))
 
 
@@ -224,7 +224,7 @@ def probe_company(
     ModelError : `model-shape`, `model-not-finite`.
     IntegrityError : `nondeterministic-output`: with others, a prompt is answered otherwise.
     """
-    images = _made_up(segmenter, bands=len(bands), window_px=window_px, batch=batch)
+    images = made_up_windows(segmenter, bands=len(bands), window_px=window_px, batch=batch)
     later = PromptSet(prompts.prompts[known:])
     where = f'segmenter "{segmenter.info.name}"'
     seen = segmenter.encode_images(images)
@@ -244,7 +244,12 @@ def probe_company(
         )
 
 
-def _made_up(segmenter: Segmenter, *, bands: int, window_px: int, batch: int) -> NDArray[np.float32]:
+def stands_alone(images: NDArray[np.float32], answers: NDArray[np.float32], ask: Ask) -> bool:
+    """Whether the second window of a batch is answered alike, to the bit, in every place of a batch and among its like."""
+    return all(np.array_equal(answer, answers[1]) for answer in ask(np.repeat(images[1:2], len(images), axis=0)))
+
+
+def made_up_windows(segmenter: Segmenter, *, bands: int, window_px: int, batch: int) -> NDArray[np.float32]:
     """Windows in the pixel range of a segmenter, float32 (batch, band, y, x), always the same."""
     shape = (batch, bands, window_px, window_px)
     return np.random.default_rng(PROBE_SEED).uniform(*segmenter.info.pixel_range, shape).astype(np.float32)

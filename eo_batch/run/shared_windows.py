@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from eo_batch.core.grid import Grid
 from eo_batch.core.spec import LimitsSpec
-from eo_batch.models.segmenter import FLOAT_BYTES, Segmenter
+from eo_batch.models.inference import made_up_windows, stands_alone
+from eo_batch.models.segmenter import FLOAT_BYTES, Segmenter, SegmenterInfo
 from eo_batch.models.shared_windows import SharedWindows
 from eo_batch.run.manifest import RunInputs
 
@@ -19,12 +24,17 @@ IN_FLIGHT = 4
 
 
 def share_windows(inputs: RunInputs, segmenter: Segmenter, prompt_features: Any, *, prompts: int) -> SharedWindows:
-    """What the chunks of a run share in this process: nothing, where the answers could be other ones or cost too little."""
-    grid, spec = inputs.grid, inputs.request.spec
-    budget = edge_budget(grid, spec.limits, prompts=prompts)
-    if segmenter.info.pixelwise:
+    """What the chunks of a run share in this process; nothing where keeping costs more or would change a byte."""
+    spec = inputs.request.spec
+    budget = edge_budget(inputs.grid, spec.limits, prompts=prompts)
+    if not is_worth_sharing(segmenter.info) or not _stands_alone(segmenter, prompt_features, inputs, prompts):
         budget = 0
-    return SharedWindows(grid, budget=budget)
+    return SharedWindows(inputs.grid, budget=budget)
+
+
+def is_worth_sharing(info: SegmenterInfo) -> bool:
+    """Whether windows cost more than keeping their answers: indices of a pixel do not."""
+    return not info.pixelwise
 
 
 def edge_budget(grid: Grid, limits: LimitsSpec, *, prompts: int) -> int:
@@ -37,6 +47,29 @@ def edge_budget(grid: Grid, limits: LimitsSpec, *, prompts: int) -> int:
 def widest_strip(grid: Grid, limits: LimitsSpec, *, prompts: int) -> int:
     """Chunks that lie abreast in a strip so that all that one row leaves to the next can be kept; at least 1."""
     return max(1, min(grid.chunks_yx[1], _most(limits) // _edge_bytes(grid, prompts) - IN_FLIGHT))
+
+
+def _stands_alone(segmenter: Segmenter, prompt_features: Any, inputs: RunInputs, prompts: int) -> bool:
+    """Whether a window is answered alike in any company; asked once per process."""
+    spec, window_px = inputs.request.spec, inputs.grid.window_px
+    batch, bands = spec.model.fixed_batch, len(spec.source.bands)
+    if batch == 1:
+        return True
+    key = (segmenter.info.digest, segmenter.info.device, batch, bands, window_px, prompts)
+    with _probing:
+        if key not in _known:
+
+            def ask(images: NDArray[np.float32]) -> NDArray[np.float32]:
+                return segmenter.decode(segmenter.encode_images(images), prompt_features)
+
+            images = made_up_windows(segmenter, bands=bands, window_px=window_px, batch=batch)
+            images[2:] = images[1]  # where equal windows are computed once, two are enough
+            _known[key] = stands_alone(images, ask(images).copy(), ask)
+        return _known[key]
+
+
+_known: dict[tuple[Any, ...], bool] = {}
+_probing = threading.Lock()
 
 
 def _most(limits: LimitsSpec) -> int:
