@@ -52,6 +52,19 @@ def coverage_of(inputs: RunInputs) -> Coverage:
     )
 
 
+def loads_of(inputs: RunInputs) -> NDArray[np.float32]:
+    """Planned work of each chunk, in windows: those to score, and as many as the pixels to read would fill.
+
+    Returns
+    -------
+    float32 (step, chunk row, chunk column); 0 where no scene may touch the chunk, or it lies outside the region.
+    """
+    grid = inputs.grid
+    per_chunk = np.outer(_windows_along(grid, grid.rows), _windows_along(grid, grid.cols))
+    padded = np.outer(_padded_along(grid, grid.rows), _padded_along(grid, grid.cols)) / grid.window_px**2
+    return np.stack([((per_chunk + padded * hits) * (hits > 0)).astype(np.float32) for hits in _busy(inputs)])
+
+
 def _busy(inputs: RunInputs) -> list[NDArray[np.uint16]]:
     """For each step, how many scenes may touch each chunk that meets the region: uint16 (chunk row, chunk column)."""
     grid = inputs.grid
