@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from eo_batch.models.inference import made_up_windows, stands_alone
 from eo_batch.models.segmenter import FLOAT_BYTES, Segmenter, SegmenterInfo
 from eo_batch.models.shared_windows import SharedWindows
 from eo_batch.run.manifest import RunInputs
+from eo_batch.run.order import Index, groups
 
 SHARED_BYTES = 1_000_000_000
 """Most memory of a process for answers that its chunks share."""
@@ -30,6 +32,13 @@ def share_windows(inputs: RunInputs, segmenter: Segmenter, prompt_features: Any,
     if not is_worth_sharing(segmenter.info) or not _stands_alone(segmenter, prompt_features, inputs, prompts):
         budget = 0
     return SharedWindows(inputs.grid, budget=budget)
+
+
+def groups_of(inputs: RunInputs, *, processes: int) -> Iterator[list[Index]]:
+    """All chunks of a run in groups of neighbours, for so many processes."""
+    spec, grid = inputs.request.spec, inputs.grid
+    widest = widest_strip(grid, spec.limits, prompts=len(spec.prompts))
+    return groups(len(inputs.steps), grid.chunks_yx, processes=processes, widest=widest)
 
 
 def is_worth_sharing(info: SegmenterInfo) -> bool:

@@ -38,6 +38,11 @@ class Executor(Protocol):
         ...
 
     @property
+    def processes(self) -> int:
+        """Processes that compute: chunks of one process share what they have in memory."""
+        ...
+
+    @property
     def in_process(self) -> bool:
         """Tasks run in this process."""
         ...

@@ -34,6 +34,11 @@ class PoolExecutor:
         """Tasks that are computed at once: threads of all workers that are there now."""
         return sum(self._client.nthreads().values()) or 1
 
+    @property
+    def processes(self) -> int:
+        """See `Executor.processes`: workers that are there now."""
+        return len(self._client.nthreads()) or 1
+
     def __enter__(self) -> Any:
         self._client = self._open()
         try:

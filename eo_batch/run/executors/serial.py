@@ -14,7 +14,7 @@ from eo_batch.run.executors.dispatch import Tell
 class SerialExecutor:
     """Computes in the thread that asks."""
 
-    width = 1
+    width = processes = 1
     in_process = True
     dashboard = ""
     notes: tuple[str, ...] = ()
