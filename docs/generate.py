@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from eo_batch.cli.main import app
 from eo_batch.cli.report import EXIT_STATUSES
+from eo_batch.core.clusters import BatchSpec, ClusterSpec, KubernetesSpec, TlsSpec
 from eo_batch.core.errors import CODES, EXIT_STATUS
 from eo_batch.core.spec import AssetRef, CatalogSpec, CloudMaskSpec, CollectionSpec, PipelineSpec
 
@@ -39,12 +40,20 @@ COMMANDS = (
     ("models", "convert"),
     ("pipelines", "list"),
     ("pipelines", "show"),
+    ("clusters", "list"),
+    ("clusters", "show"),
 )
 
 
 def pages() -> dict[str, str]:
     """File name in docs/reference -> its text."""
-    return {"pipeline.md": pipeline_page(), "catalog-files.md": catalog_page(), "cli.md": cli_page(), "errors.md": errors_page()}
+    return {
+        "pipeline.md": pipeline_page(),
+        "catalog-files.md": catalog_page(),
+        "clusters.md": cluster_page(),
+        "cli.md": cli_page(),
+        "errors.md": errors_page(),
+    }
 
 
 def pipeline_page() -> str:
@@ -85,6 +94,21 @@ def catalog_page() -> str:
             _table(CloudMaskSpec.model_fields),
         ]
     )
+
+
+def cluster_page() -> str:
+    """Every key of a cluster file."""
+    parts = [
+        "# Cluster files\n",
+        MADE,
+        "A cluster file says who computes; it never changes a result. `--cluster` takes its path, or its name: it is looked",
+        "for in clusters/ beside the pipeline and in the working directory, then among those that come with eo-batch",
+        "(`eo-batch clusters list`). A pipeline may have a `[cluster]` too, but nothing in it may start code elsewhere: no",
+        "address, no image, no `setup`, no `directives`. Which one to take: [clusters](../guides/clusters.md).\n",
+    ]
+    for model in (ClusterSpec, BatchSpec, KubernetesSpec, TlsSpec):
+        parts += [f"## {(model.__doc__ or '').splitlines()[0].rstrip('.')}\n", _table(model.model_fields)]
+    return "\n".join(parts)
 
 
 def cli_page() -> str:
@@ -131,6 +155,8 @@ def _table(fields: dict[str, FieldInfo]) -> str:
 def _value(value: Any) -> str:
     if value is None or value in ([], {}, ""):
         return "none"
+    if isinstance(value, BaseModel):
+        return "its defaults"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     return f'`"{value}"`' if isinstance(value, str) else f"`{value:g}`" if isinstance(value, float) else f"`{value}`"

@@ -29,6 +29,7 @@ from eo_batch.models.weights import published
 
 ROOT = Path(__file__).resolve().parents[1]
 PIPELINES = sorted((ROOT / "pipelines").glob("*.toml"))
+CLUSTERS = sorted((ROOT / "clusters").glob("*.toml"))
 CATALOGS = sorted((ROOT / "catalogs").glob("*.toml"))
 NETWORKS = {"clipseg": make_tiny_clipseg, **MAKERS}
 """Networks that are fetched as folders, and what writes small ones."""
@@ -219,12 +220,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_wheel_brings_catalogs_pipelines_licence_and_the_command(wheel: Path) -> None:
+def test_wheel_brings_catalogs_pipelines_clusters_licence_and_the_command(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         (points,) = [archive.read(name).decode() for name in names if name.endswith("entry_points.txt")]
     assert {f"eo_batch/_catalogs/{path.name}" for path in CATALOGS} <= names
     assert {f"eo_batch/_pipelines/{path.name}" for path in PIPELINES} <= names
+    assert {f"eo_batch/_clusters/{path.name}" for path in CLUSTERS} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "eo-batch = eo_batch.cli.main:entry" in points
     code = {name for name in names if name.endswith(".py")}
@@ -256,9 +258,11 @@ BROUGHT_ALONG = {"affine": "rasterio", "pandas": "geopandas", "urllib3": "reques
 
 def test_everything_that_is_imported_is_a_declared_dependency() -> None:
     core, models = set(requirements()), set(requirements("models")) | {"psutil"}
+    optional = {"batch.py": {"dask-jobqueue"}, "kubernetes.py": {"dask-kubernetes"}}
+    assert set().union(*optional.values()) <= set(requirements("cluster", "kubernetes"))
     undeclared = []
     for path in sorted((ROOT / "eo_batch").rglob("*.py")):
-        allowed = models if path.parent.name == "models" or "models" in path.parts else core
+        allowed = models if path.parent.name == "models" or "models" in path.parts else core | optional.get(path.name, set())
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []

@@ -27,7 +27,11 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.
 Catalog = Annotated[str | None, typer.Option(help="Use this catalog instead of the pipeline's: a name, an URL or a path.")]
 Cluster = Annotated[
     str | None,
-    typer.Option(help="Who computes: local (threads of this process), serial, local:N (N processes), tcp://HOST:PORT."),
+    typer.Option(
+        metavar="CLUSTER",
+        help="Who computes: local (threads of this process), serial, local:N (N processes), gpus, slurm, pbs, tcp://HOST:PORT, or "
+        "a name of `eo-batch clusters list`, or a path to such a .toml.",
+    ),
 ]
 Workers = Annotated[int | None, typer.Option(min=1, max=256, help="Chunks computed at once. Never changes the result.")]
 PilotFolder = Annotated[
@@ -134,7 +138,7 @@ def plan(
     from eo_batch.run.plan import make_inputs_of, make_plan
 
     spec = request.spec
-    chosen = choose_cluster(spec.cluster, cluster, workers)
+    chosen = choose_cluster(spec.cluster, cluster, workers, base=request.folder)
     segmenter = load_segmenter(spec.model, spec.source.bands)
     segmenter.encode_prompts(spec.prompt_set)  # refuses prompts that it cannot serve before anything is searched
     answers, warnings = explain_prompts(segmenter, spec.prompt_set), prompt_warnings(segmenter, spec.prompt_set)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from eo_batch.cli import demo, doctor, jobs, models, pipelines, products, prompts, results, rethreshold, segment
+from eo_batch.cli import clusters, demo, doctor, jobs, models, pipelines, products, prompts, results, rethreshold, segment
 from eo_batch.cli.report import epilog, let_any_text_through
 from eo_batch.version import __version__
 
@@ -39,7 +39,7 @@ def _options(
     """Options of every command."""
 
 
-for group in (jobs, prompts, rethreshold, results, products, segment, pipelines, models, doctor, demo):
+for group in (jobs, prompts, rethreshold, results, products, segment, pipelines, clusters, models, doctor, demo):
     group.register(app)
 
 

@@ -92,7 +92,7 @@ class ClusterSpec(Table):
     memory_gb: float | None = Field(
         None,
         gt=0,
-        description="memory of each worker process; one that needs more is ended. Default: 4 where it is asked for, else no limit",
+        description="memory of each worker process; one that needs more is ended. Default: none; 4 where it is asked for",
     )
     start_timeout_s: float = Field(300.0, gt=0, le=604_800, description="how long to wait for the first worker")
     price_per_hour: float | None = Field(None, ge=0, description="what one worker process costs in an hour")
@@ -124,3 +124,9 @@ class ClusterSpec(Table):
         if not is_kind(kind):
             raise ValueError(f'unknown cluster "{kind}": use one of {", ".join(NAMES)}')
         return kind
+
+
+class ClusterFile(Table):
+    """A file of clusters/."""
+
+    cluster: ClusterSpec = Field(description="see `[cluster]`")

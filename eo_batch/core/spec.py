@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from eo_batch.core.clusters import ClusterSpec
+from eo_batch.core.clusters import ClusterFile, ClusterSpec
 from eo_batch.core.digest import digest
 from eo_batch.core.errors import ConfigError
 from eo_batch.core.prompts import Prompt, PromptSet, normalise_text
@@ -159,6 +159,16 @@ class PipelineSpec(Table):
     cache: CacheSpec = CacheSpec()
     cluster: ClusterSpec = ClusterSpec()
 
+    @field_validator("cluster")
+    @classmethod
+    def _is_data(cls, cluster: ClusterSpec) -> ClusterSpec:
+        """Whoever runs the pipeline of a stranger must not run his shell, his image, or talk pickle with his scheduler."""
+        if cluster.batch.setup or cluster.batch.directives or cluster.kubernetes or "://" in cluster.kind:
+            raise ValueError(
+                "what starts code elsewhere belongs into a file of clusters/, used with --cluster: a pipeline is data"
+            )
+        return cluster
+
     @property
     def prompt_set(self) -> PromptSet:
         """The prompts, normalised and checked."""
@@ -254,6 +264,13 @@ def parse_catalog(text: bytes, *, where: str) -> CatalogSpec:
     return spec
 
 
+def parse_cluster(text: bytes, *, where: str) -> ClusterSpec:
+    """Cluster of TOML text; errors as `parse_pipeline`."""
+    file = _parse(ClusterFile, text, where)
+    assert isinstance(file, ClusterFile)
+    return file.cluster
+
+
 def _parse(model: type[Table], text: bytes, where: str) -> Table:
     if len(text) > MAX_CONFIG_BYTES:
         raise ConfigError("config-too-large", f"{len(text):,} bytes (limit {MAX_CONFIG_BYTES:,})", where=where)
@@ -295,7 +312,7 @@ def _explain(model: type[Table], error: ValidationError, where: str) -> ConfigEr
         "config-invalid",
         f"{key}: {text[:1].lower()}{text[1:]}",
         where=where,
-        fix=f"See the key {key} in docs/reference/pipeline.md.",
+        fix=f"See the key {key} in docs/reference/{'clusters' if key.startswith('cluster.') else 'pipeline'}.md.",
     )
 
 

@@ -119,7 +119,7 @@ def start_run(
     """
     began = time.monotonic()
     spec = request.spec
-    cluster = choose_cluster(spec.cluster, executor, workers)
+    cluster = choose_cluster(spec.cluster, executor, workers, base=request.folder)
     store = Generation(out)
     if store.exists("request.json"):
         check_free(store)

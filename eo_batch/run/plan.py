@@ -250,7 +250,7 @@ def plan_run(
     segmenter = load_segmenter(spec.model, spec.source.bands)
     segmenter.encode_prompts(spec.prompt_set)
     inputs = make_inputs_of(request, listener=listener)
-    return make_plan(inputs, segmenter, cluster=choose_cluster(spec.cluster, executor, workers), out=out)
+    return make_plan(inputs, segmenter, cluster=choose_cluster(spec.cluster, executor, workers, base=request.folder), out=out)
 
 
 def halo_region(region: Region, grid: Grid, on_grid: RegionOnGrid) -> Region:

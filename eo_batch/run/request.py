@@ -25,12 +25,14 @@ class Request:
     spec, catalog : the pipeline and the catalog it names, all addresses absolute.
     region : polygon and period.
     catalog_found : where the catalog came from, for people.
+    folder : of the pipeline file; clusters may be kept beside it. Not stored.
     """
 
     spec: PipelineSpec
     catalog: CatalogSpec
     region: Region
     catalog_found: str = ""
+    folder: Path = Path()
 
     def grid(self) -> tuple[Grid, RegionOnGrid]:
         """Pixels of the run, and the region in them."""
@@ -92,7 +94,7 @@ def load_pipeline(path: Path, *, catalog: str | None = None) -> Request:
         document["source"]["catalog"] = catalog
         spec = validate(PipelineSpec, document, where=str(path))
     found, where = find_catalog(spec.source.catalog, path.parent)
-    return Request(spec, found, _region(spec, path.parent), where)
+    return Request(spec, found, _region(spec, path.parent), where, path.parent)
 
 
 def request_from_json(data: bytes, *, where: str) -> Request:
