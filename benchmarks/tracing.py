@@ -109,7 +109,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             store = Store(folder)
             trace_s, merge_s = ours(store, mask, grid)
-            footprints = geopandas.read_parquet(store.local_path(FOOTPRINTS)).geometry.values
+            footprints = geopandas.read_parquet(store.named(FOOTPRINTS)).geometry.values
         whole_s, truth = timed(lambda mask=mask: whole(mask, grid))
         equal = sorted(shapely.to_wkb(shapely.normalize(footprints))) == sorted(shapely.to_wkb(shapely.normalize(truth)))
         vertices = int(shapely.get_num_coordinates(truth).sum())

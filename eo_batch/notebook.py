@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,7 +49,7 @@ def open_run(path: str | Path) -> Run:
 
     Parameters
     ----------
-    path : folder that `eo-batch run --out` wrote.
+    path : what `eo-batch run --out` was given: a folder, or `s3://bucket/prefix`.
 
     Raises
     ------
@@ -61,15 +61,15 @@ def open_run(path: str | Path) -> Run:
     -----
     UserWarning : the run is not complete: pixels that are not computed yet are 255.
     """
-    folder = Path(path)
-    store = published(folder)
+    store = published(path)
+    folder = store.where
     read_request(store)
     manifest = read_manifest(store)
     if manifest is None or not store.exists("masks.zarr/zarr.json"):
         raise ConfigError(
             "config-invalid",
             "the run has no mask cube yet",
-            where=str(folder),
+            where=folder,
             fix=f"Wait until it computes, or continue it: eo-batch resume {folder}.",
         )
     run = Run(folder, manifest)
@@ -97,11 +97,11 @@ class Run:
 
     Parameters
     ----------
-    path : its folder.
+    path : where it is.
     manifest : what it was made from: grid, prompts, steps, digests.
     """
 
-    path: Path
+    path: str
     manifest: dict[str, Any] = field(compare=False)
 
     @property
@@ -149,7 +149,7 @@ class Run:
         masks = self.masks
         if "score" not in masks:
             raise ConfigError(
-                "config-invalid", "the run kept no scores", where=str(self.path), fix="Run it with scores = true in [output]."
+                "config-invalid", "the run kept no scores", where=self.path, fix="Run it with scores = true in [output]."
             )
         stored = masks["score"]
         decoded = (stored.astype(np.float32) / np.float32(SCORE_STEPS)).where(stored <= SCORE_STEPS)
@@ -212,15 +212,15 @@ class Run:
         """Rows of a GeoParquet file of the run."""
         import geopandas
 
-        file = self.path / name
-        if not file.is_file():
-            kind = file.stem
+        store = Store(self.path)
+        if not store.exists(name):
+            kind = PurePosixPath(name).stem
             fix = {
                 "boxes": f"Make them: eo-batch products {self.path}.",
                 "zones": f"Make them: eo-batch products {self.path} --cells SIZE, or --zones FILE.",
             }.get(kind, f"They are made at the end: eo-batch resume {self.path}.")
-            raise ConfigError("config-invalid", f"the run has no {kind} yet", where=str(self.path), fix=fix)
-        self._warn_if_outdated(name)
+            raise ConfigError("config-invalid", f"the run has no {kind} yet", where=self.path, fix=fix)
+        self._warn_if_outdated(store, name)
         filters = []
         if prompt is not None:
             filters.append(("prompt", "in", self._prompt_texts(prompt)))
@@ -228,11 +228,11 @@ class Run:
             filters.append(("step", "in", _known(time, self.steps, "time step")))
         area = None if bbox is None else _area(tuple(bbox), bbox_crs, self.crs)
         bounds = None if area is None else area.bounds
-        found = geopandas.read_parquet(file, bbox=bounds, filters=filters or None)
+        with store.open(name) as file:
+            found = geopandas.read_parquet(file, bbox=bounds, filters=filters or None)
         return found if area is None else found[found.intersects(area)].reset_index(drop=True)
 
-    def _warn_if_outdated(self, name: str) -> None:
-        store = Store(self.path)
+    def _warn_if_outdated(self, store: Store, name: str) -> None:
         notes = read_notes(store, name)
         if notes is not None and (not store.exists("COMPLETE.json") or notes.get("run") != sha256(store.get("COMPLETE.json"))):
             text = f"{name} was made from an earlier state of the run in {self.path}. Make it again: eo-batch products"
@@ -285,7 +285,7 @@ class Run:
         grid, status = self.manifest["grid"], self.status
         rows, cols = (stop - start for start, stop in (grid["rows"], grid["cols"]))
         return [
-            ("run", f"{_shown(self.name)} in {_shown(str(self.path))}"),
+            ("run", f"{_shown(self.name)} in {_shown(self.path)}"),
             ("state", f"{status.state}, {status.finished:,} of {status.total:,} chunks"),
             *(("adding", _shown(text)) for text in status.adding),
             ("grid", f"{cols:,} x {rows:,} px of {grid['resolution']:g}, {_shown(self.crs)}"),

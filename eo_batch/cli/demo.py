@@ -86,8 +86,8 @@ def demo(
     }
     paths = {
         "picture": picture,
-        "masks": run.path / "masks.zarr",
-        "footprints": run.path / "footprints.parquet",
+        "masks": out / "run" / "masks.zarr",
+        "footprints": out / "run" / "footprints.parquet",
         "scenes": files.catalog,
     }
     if json:

@@ -156,10 +156,8 @@ def decode_shard(data: bytes, grid: Grid) -> NDArray[np.uint8]:
 
 def open_cube(source: Store | str | Path) -> xarray.Dataset:
     """The cube as a lazy Dataset; `source` is the run (a Store or its folder) or the folder `masks.zarr` itself."""
-    folder = source.root if isinstance(source, Store) else Path(source)
-    if (folder / CUBE).is_dir():
-        folder = folder / CUBE
-    return xarray.open_zarr(folder, decode_coords="all")
+    store = source if isinstance(source, Store) else Store(source)
+    return xarray.open_zarr(store.zarr(CUBE if store.exists(f"{CUBE}/zarr.json") else ""), decode_coords="all")
 
 
 def inner_px(grid: Grid) -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -28,13 +28,13 @@ from eo_batch.core.errors import IntegrityError, StoreError
 from eo_batch.core.prompts import Prompt
 from eo_batch.outputs.cube import CUBE, MASK
 from eo_batch.outputs.footprints import FOOTPRINTS
-from eo_batch.outputs.store import TEMPORARY, Store
+from eo_batch.outputs.store import Store
 
 COLOURS = {NO: (225, 225, 220, 255), YES: (202, 60, 50, 255), NO_OBSERVATION: (120, 120, 120, 255), NOT_COMPUTED: (0, 0, 0, 0)}
 _COG_BLOCK = 512
 
 
-def export_run(run: Store | str | Path, out: Path, *, progress: Callable[[int, int, str], None] | None = None) -> list[Path]:
+def export_run(run: Store | str | Path, out: str | Path, *, progress: Callable[[int, int, str], None] | None = None) -> list[str]:
     """Write `PROMPT_STEP.tif` for each prompt and time step, and `footprints.gpkg`, into the folder `out`.
 
     Parameters
@@ -54,9 +54,9 @@ def export_run(run: Store | str | Path, out: Path, *, progress: Callable[[int, i
     store = run if isinstance(run, Store) else Store(run)
     for needed in (f"{CUBE}/zarr.json", FOOTPRINTS):
         if not store.exists(needed):
-            fix = f"Finish the run first: `eo-batch resume {store.root}`."
+            fix = f"Finish the run first: `eo-batch resume {store.where}`."
             raise IntegrityError("shard-missing", "there is no result to export", where=needed, fix=fix)
-    group = zarr.open_group(store.local_path(CUBE), mode="r")
+    group = zarr.open_group(store.zarr(CUBE), mode="r")
     prompts = [str(text) for text in group["prompt"][:]]
     steps = [str(label) for label in group["step"][:]]
     names = [(p, t, _file_name(prompt, step)) for p, prompt in enumerate(prompts) for t, step in enumerate(steps)]
@@ -67,10 +67,11 @@ def export_run(run: Store | str | Path, out: Path, *, progress: Callable[[int, i
             progress(done, len(names) + 1, name)
         with _replacing(target, name) as temporary:
             if p < 0:
-                _write_geopackage(store.local_path(FOOTPRINTS), temporary)
+                with store.open(FOOTPRINTS) as file:
+                    _write_geopackage(file, temporary)
             else:
                 _write_cog(group, p, t, temporary, tags={"PROMPT": prompts[p], "STEP": steps[t]})
-        files.append(out / name)
+        files.append(target.named(name))
     return files
 
 
@@ -82,22 +83,15 @@ def _file_name(prompt: str, step: str) -> str:
 @contextmanager
 def _replacing(target: Store, name: str) -> Iterator[Path]:
     """A temporary path that becomes `name` if the block ends without an error; errors of GDAL as StoreError."""
-    final = target.local_path(name)
-    temporary = final.with_name(f"{final.stem}.{uuid4().hex}{TEMPORARY}{final.suffix}")
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(final)
-    except (OSError, rasterio.errors.RasterioError, pyogrio.errors.DataSourceError) as error:
-        free = target.free_bytes()
-        code = "disk-full" if free < 1 << 20 else "store-denied" if isinstance(error, PermissionError) else "store-unreachable"
-        why = f"{type(error).__name__}, {free / 1e6:,.1f} MB free"
-        fix = "Choose another output folder, or free space."
-        raise StoreError(code, "could not write", where=str(final), why=why, fix=fix) from None
-    finally:
-        for leftover in final.parent.glob(f"{temporary.stem}*"):
-            with suppress(OSError):
-                leftover.unlink()
+    with target.filling(name) as temporary:
+        try:
+            yield temporary
+        except (OSError, rasterio.errors.RasterioError, pyogrio.errors.DataSourceError) as error:
+            free = shutil.disk_usage(temporary.parent).free
+            code = "disk-full" if free < 1 << 20 else "store-unreachable"
+            why = f"{type(error).__name__}, {free / 1e6:,.1f} MB free"
+            fix = "Choose another output folder, or free space."
+            raise StoreError(code, "could not write", where=target.named(name), why=why, fix=fix) from None
 
 
 def _write_cog(group: zarr.Group, prompt: int, t: int, path: Path, *, tags: dict[str, str]) -> None:
@@ -133,7 +127,7 @@ def _write_cog(group: zarr.Group, prompt: int, t: int, path: Path, *, tags: dict
     )
 
 
-def _write_geopackage(source: Path, path: Path) -> None:
+def _write_geopackage(source: BinaryIO, path: Path) -> None:
     """All footprints as the layer `footprints`, row group by row group; lists become comma-separated text."""
     with pq.ParquetFile(source) as parquet:
         crs = _crs_wkt(parquet)

@@ -193,7 +193,8 @@ def read_notes(store: Store, path: str) -> dict[str, Any] | None:
     """What the layer `path` was made from, or None where there is no such layer or it does not say."""
     if not store.exists(path):
         return None
-    metadata = pq.read_metadata(store.local_path(path)).metadata or {}
+    with store.open(path) as file:
+        metadata = pq.read_metadata(file).metadata or {}
     notes = json.loads(metadata.get(NOTES, b"null"))
     return notes if isinstance(notes, dict) else None
 

@@ -184,7 +184,7 @@ def _blocks(store: Store, grid: Grid) -> Iterator[tuple[tuple[str, str], Objects
     if not store.exists(FOOTPRINTS):
         raise IntegrityError("shard-missing", "the footprints of the run are gone", where=FOOTPRINTS, fix=_REPAIR)
     try:
-        with pq.ParquetFile(store.local_path(FOOTPRINTS)) as parquet:
+        with store.open(FOOTPRINTS) as file, pq.ParquetFile(file) as parquet:
             for index in range(parquet.num_row_groups):
                 table = parquet.read_row_group(index, columns=_COLUMNS)
                 steps, prompts = (table[name].to_numpy() for name in ("step", "prompt_id"))

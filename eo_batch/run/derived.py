@@ -7,13 +7,13 @@ is the other run needed; without `derived.json` such a chunk is computed from it
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, replace
 
 from eo_batch.core.digest import canonical_json
 from eo_batch.core.errors import ConfigError, IntegrityError
 from eo_batch.core.prompts import PromptSet
 from eo_batch.core.spec import PipelineSpec, validate
+from eo_batch.outputs.places import place_of
 from eo_batch.outputs.store import Store
 from eo_batch.run.generations import Generation, with_manifest
 from eo_batch.run.manifest import SegmenterIdentity, identity_of, read_manifest, read_request
@@ -38,7 +38,7 @@ class Derived:
 
 def write_derived(store: Store, base: Store, *, run_digest: str) -> None:
     """Say that the run in `store` is made from the scores of `base`; replaces what an attempt said that did not get further."""
-    place = os.path.relpath(base.root, store.root)
+    place = place_of(base.where).seen_from(place_of(store.where))
     store.put(DERIVED, canonical_json({"from": place, "run": run_digest}))
 
 
@@ -58,7 +58,7 @@ def read_derived(store: Store) -> Derived | None:
         place = run = None
     if not (isinstance(place, str) and isinstance(run, str) and place and "\0" not in place):
         fix = f'Write {{"from": FOLDER, "run": DIGEST}} again, or delete it: {_WITHOUT}.'
-        raise IntegrityError("receipt-mismatch", f"{DERIVED} is damaged", where=str(store.root), fix=fix)
+        raise IntegrityError("receipt-mismatch", f"{DERIVED} is damaged", where=store.where, fix=fix)
     return Derived(place, run)
 
 
@@ -73,17 +73,17 @@ def open_base(store: Store, request: Request, derived: Derived) -> Generation:
     ------
     ConfigError : `config-invalid`: it is not there, or it is another run.
     """
-    base = with_manifest(store.root / derived.place, derived.run)
-    where = str(store.root)
+    base = with_manifest(str(place_of(store.where).at(derived.place)), derived.run)
+    where = store.where
     if not base.exists("request.json"):
-        fix = f'Move it back, or write its folder as "from" in `{store.root / DERIVED}`; without that file {_WITHOUT}.'
+        fix = f'Move it back, or write its folder as "from" in `{store.named(DERIVED)}`; without that file {_WITHOUT}.'
         what = "the run from whose stored scores this one is made is not there"
-        raise ConfigError("config-invalid", what, where=where, why=f"looked in {base.root}", fix=fix)
+        raise ConfigError("config-invalid", what, where=where, why=f"looked in {base.where}", fix=fix)
     manifest = read_manifest(base)
     same = manifest is not None and manifest["digest"] == derived.run
     if not same or with_prompts(read_request(base), request.spec.prompt_set).to_json() != request.to_json():
-        fix = f'Write the folder of the right run as "from" in `{store.root / DERIVED}`; without that file {_WITHOUT}.'
-        what = f"`{base.root}` is not the run from whose stored scores this one is made"
+        fix = f'Write the folder of the right run as "from" in `{store.named(DERIVED)}`; without that file {_WITHOUT}.'
+        what = f"`{base.where}` is not the run from whose stored scores this one is made"
         raise ConfigError("config-invalid", what, where=where, fix=fix)
     return base
 

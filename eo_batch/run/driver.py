@@ -51,7 +51,7 @@ from eo_batch.version import __version__
 class RunSummary:
     """How a run, or one sitting of it, ended."""
 
-    path: Path
+    path: str
     total: int
     done: int
     empty: int
@@ -99,7 +99,7 @@ class RunSummary:
 
 def start_run(
     request: Request,
-    out: Path,
+    out: str | Path,
     *,
     executor: str | None = None,
     workers: int | None = None,
@@ -153,7 +153,7 @@ def start_run(
 
 
 def resume_run(
-    out: Path,
+    out: str | Path,
     *,
     request: Request | None = None,
     repair: bool = False,
@@ -199,7 +199,7 @@ def _who_answers(store: Generation, inputs: RunInputs) -> SegmenterIdentity:
     """The segmenter that goes on with a run; errors as `check_resumable`."""
     spec = inputs.request.spec
     identity = kept_identity(store) or identity_from(load_segmenter(spec.model, spec.source.bands))
-    manifest = next((found for each in reversed(generations(store.root)) if (found := read_manifest(each))), None)
+    manifest = next((found for each in reversed(generations(store.where)) if (found := read_manifest(each))), None)
     if manifest is not None:
         check_resumable(manifest, inputs, segmenter_digest=identity.digest)
     return identity
@@ -252,7 +252,7 @@ def _sit_and_publish(
     if store.number == 0:
         _create_cube(store, inputs, segmenter)  # what is computed can be looked at while the rest is
     settings: Any = {"cluster": cluster, "allow_failed": allow_failed, "listener": listener}
-    for earlier in generations(store.root)[: store.number]:  # they lack chunks only after a repair
+    for earlier in generations(store.where)[: store.number]:  # they lack chunks only after a repair
         sitting = sit(earlier, read_inputs(earlier), **settings)
         if sitting.interrupted:
             return _summary(store, sitting, began)
@@ -263,7 +263,7 @@ def _sit_and_publish(
     lease.check()
     if store.number:
         if store.exists("COMPLETE.json") and store.exists(BOXES):
-            text = f"{PRODUCTS}/ holds the map as it was: `eo-batch products {store.root}` makes it anew"
+            text = f"{PRODUCTS}/ holds the map as it was: `eo-batch products {store.where}` makes it anew"
             listener(Event("warning", text))
         store.delete("COMPLETE.json")  # of the generation before: readers saw it and nothing else until here
         _create_cube(store, inputs, segmenter)
@@ -276,11 +276,11 @@ def _summary(store: Store, sitting: Sitting, began: float, marker: dict[str, Any
     counts = marker["chunks"] if marker else sitting.counts
     done, empty, failed = counts["done"], counts["empty"], counts["failed"]
     if sitting.interrupted:
-        text = f"interrupted: {done + empty:,} of {sitting.total:,} chunks done; resume with `eo-batch resume {store.root}`"
+        text = f"interrupted: {done + empty:,} of {sitting.total:,} chunks done; resume with `eo-batch resume {store.where}`"
         sitting.listener(Event("warning", text, done + empty, sitting.total))
     rows = marker["footprints"] if marker else {}
     seconds = time.monotonic() - began
-    return RunSummary(store.root, sitting.total, done, empty, failed, seconds, marker is not None, sitting.interrupted, rows)
+    return RunSummary(store.where, sitting.total, done, empty, failed, seconds, marker is not None, sitting.interrupted, rows)
 
 
 def _finished(store: Store, inputs: RunInputs, began: float) -> RunSummary | None:
@@ -293,19 +293,19 @@ def _finished(store: Store, inputs: RunInputs, began: float) -> RunSummary | Non
     counts = marker["chunks"]
     seconds = time.monotonic() - began
     return RunSummary(
-        store.root, inputs.chunk_count, counts["done"], counts["empty"], 0, seconds, True, rows_per_prompt=marker["footprints"]
+        store.where, inputs.chunk_count, counts["done"], counts["empty"], 0, seconds, True, rows_per_prompt=marker["footprints"]
     )
 
 
 def _refuse_run(store: Store, request: Request) -> None:
     """Keep a new run out of the folder of another."""
     if store.exists("request.json"):
-        check_same_request(read_request(newest(store.root)), request)
+        check_same_request(read_request(newest(store.where)), request)
         raise ConfigError(
             "config-invalid",
             "this folder already holds a run",
-            where=str(store.root),
-            fix=f"Continue it with eo-batch resume {store.root}, or give another --out.",
+            where=store.where,
+            fix=f"Continue it with eo-batch resume {store.where}, or give another --out.",
         )
 
 
@@ -319,7 +319,7 @@ def _refuse_foreign(store: Store) -> None:
     foreign = next((path for path in store.list() if not path.startswith(("lease/", "."))), None)
     if foreign:
         fix = "Give a new or empty folder as --out."
-        raise ConfigError("config-invalid", f'the folder holds other files, such as "{foreign}"', where=str(store.root), fix=fix)
+        raise ConfigError("config-invalid", f'the folder holds other files, such as "{foreign}"', where=store.where, fix=fix)
 
 
 def _create_cube(store: Store, inputs: RunInputs, segmenter: SegmenterIdentity) -> None:

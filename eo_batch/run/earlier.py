@@ -110,5 +110,5 @@ def _read(store: Generation, path: str, receipt: ChunkReceipt) -> bytes:
 
 
 def _damage(store: Generation, code: str, path: str) -> IntegrityError:
-    fix = f"Run `eo-batch resume {store.root} --repair`."
+    fix = f"Run `eo-batch resume {store.where} --repair`."
     return IntegrityError(code, "what the prompts of before gave is gone or damaged", where=store.place(path), fix=fix)

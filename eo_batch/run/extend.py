@@ -81,7 +81,7 @@ def add_prompts(
     with acquire(base) as lease:
         if newest(run).number != base.number:
             what = "another driver has given prompts to the run meanwhile"
-            raise ConfigError("config-invalid", what, where=str(base.root), fix="Begin again.")
+            raise ConfigError("config-invalid", what, where=base.where, fix="Begin again.")
         _finished_inputs(base)
         count = len(inputs.request.spec.prompts)
         for position in range(count - ready.plan.prompts, count):
@@ -170,8 +170,8 @@ def _finished_inputs(base: Generation) -> RunInputs:
     elif marker["partial"]:
         what = f"{marker['chunks']['failed']:,} chunks of the run failed"
     if what:
-        fix = f"Finish it first: eo-batch resume {base.root}."
-        raise ConfigError("config-invalid", what, where=str(base.root), fix=fix)
+        fix = f"Finish it first: eo-batch resume {base.where}."
+        raise ConfigError("config-invalid", what, where=base.where, fix=fix)
     return read_inputs(base)
 
 
@@ -214,6 +214,7 @@ def _prepared(
     check_resumable(manifest, inputs, segmenter_digest=segmenter.info.digest)
     for text in prompt_warnings(segmenter, added):
         listener(Event("warning", text))
-    probe_company(segmenter, every, known=known, bands=spec.source.bands, window_px=spec.model.window_px, batch=spec.model.batch)
-    plan = make_plan(inputs, segmenter, prompts=added, cluster=cluster, out=base.root)
+    window_px, batch = spec.model.window_px, spec.model.fixed_batch
+    probe_company(segmenter, every, known=known, bands=spec.source.bands, window_px=window_px, batch=batch)
+    plan = make_plan(inputs, segmenter, prompts=added, cluster=cluster, out=base.where)
     return _Ready(base, inputs, identity_from(segmenter), plan, cluster)

@@ -136,7 +136,8 @@ class FeatureCache:
                     self._room -= size
                 reason = ""
         try:
-            if not reason and self.store.free_bytes() < SPARED_BYTES + size:
+            free = self.store.free_bytes()
+            if not reason and free is not None and free < SPARED_BYTES + size:
                 reason = f"less than {SPARED_BYTES / 1e9:.0f} GB are free, and the results need them"
         except StoreError as error:
             reason = str(error)
@@ -168,7 +169,7 @@ def open_features(store: Store, segmenter: Segmenter, cache: CacheSpec) -> Featu
     keeper = check_keeps(segmenter, cache)
     if keeper is None:
         return None
-    store.local_path(FOLDER)
+    store.exists(FOLDER)  # refuses a link out of the run before the first window
     limit = None if cache.features_gb is None else int(cache.features_gb * 1e9)
     return FeatureCache(store, segmenter, keeper, limit_bytes=limit)
 

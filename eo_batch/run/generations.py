@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 from eo_batch.core.errors import IntegrityError
+from eo_batch.outputs.doors import Door
 from eo_batch.outputs.store import Store
 
 OWN = ("request.json", "manifest.json", "parts", "receipts", "failures", "plan.json")
@@ -22,48 +23,44 @@ class Generation(Store):
 
     Parameters
     ----------
-    root : directory of the run.
+    where : of the run.
     number : 0 for the run as it was started; n for what the n-th extension made of it.
     """
 
-    def __init__(self, root: str | Path, number: int = 0) -> None:
-        super().__init__(root)
+    def __init__(self, where: str | Path | Door, number: int = 0) -> None:
+        super().__init__(where)
         self.number = number
 
     def __repr__(self) -> str:
-        return f"Generation({str(self.root)!r}, {self.number})"
+        return f"Generation({self.where!r}, {self.number})"
 
     @property
     def earlier(self) -> Generation | None:
         """The generation before this one."""
-        return Generation(self.root, self.number - 1) if self.number else None
+        return Generation(self.door, self.number - 1) if self.number else None
 
     @property
     def following(self) -> Generation:
         """The generation after this one, whether it is there or not."""
-        return Generation(self.root, self.number + 1)
+        return Generation(self.door, self.number + 1)
 
     def place(self, path: str) -> str:
-        """Where `path` is, relative to the run directory."""
+        """Where `path` is, relative to the run directory: every access to a file goes through here."""
         is_own = self.number and path.split("/", 1)[0] in OWN
         return f"extensions/{self.number:04d}/{path}" if is_own else path
 
-    def local_path(self, path: str) -> Path:
-        """As `Store.local_path`: every access to a file goes through here."""
-        return super().local_path(self.place(path))
 
-
-def generations(root: str | Path) -> list[Generation]:
-    """All generations of the run in `root`, oldest first; the first one whether there is a run or not."""
-    found = [Generation(root)]
+def generations(where: str | Path) -> list[Generation]:
+    """All generations of the run at `where`, oldest first; the first one whether there is a run or not."""
+    found = [Generation(where)]
     while found[-1].following.exists("request.json"):
         found.append(found[-1].following)
     return found
 
 
-def newest(root: str | Path) -> Generation:
+def newest(where: str | Path) -> Generation:
     """The generation that drivers work on."""
-    return generations(root)[-1]
+    return generations(where)[-1]
 
 
 def check_no_gap(store: Generation) -> None:
@@ -77,14 +74,14 @@ def check_no_gap(store: Generation) -> None:
         left = next(store.list(f"extensions/{name}"), None) if name.isdigit() and int(name) > store.number else None
         if left is not None:
             lost = store.following.place("request.json")
-            folder = store.root / "extensions" / name
+            folder = store.named(f"extensions/{name}")
             fix = f"Restore it from a copy, or give up what was added then: delete `{folder}` and all after it, and resume."
-            raise IntegrityError("shard-missing", f"{lost} is gone, but {left} is there", where=str(store.root), fix=fix)
+            raise IntegrityError("shard-missing", f"{lost} is gone, but {left} is there", where=store.where, fix=fix)
 
 
-def published(root: str | Path) -> Generation:
+def published(where: str | Path) -> Generation:
     """The generation that readers see: the one that `COMPLETE.json` names, or the newest of a run that has none."""
-    chain = generations(root)
+    chain = generations(where)
     marker = _named(chain[0], "COMPLETE.json", "run")
     return next((store for store in chain if marker is not None and _manifest(store) == marker), chain[-1])
 
@@ -103,14 +100,14 @@ def check_published(store: Generation) -> None:
     IntegrityError : `receipt-mismatch`.
     """
     if store.exists("COMPLETE.json") and not is_published(store):
-        what, where = "COMPLETE.json speaks of another run", str(store.root)
+        what, where = "COMPLETE.json speaks of another run", store.where
         fix = f"See `eo-batch verify {where}`; what is there is published by `eo-batch resume {where}`."
         raise IntegrityError("receipt-mismatch", what, where=where, fix=fix)
 
 
-def with_manifest(root: str | Path, digest: str) -> Generation:
+def with_manifest(where: str | Path, digest: str) -> Generation:
     """The generation whose manifest has this digest; the newest where none has it, so that its manifest is judged."""
-    chain = generations(root)
+    chain = generations(where)
     return next((store for store in chain if _manifest(store) == digest), chain[-1])
 
 

@@ -69,7 +69,7 @@ class Lease:
             raise LockError(
                 "lease-lost",
                 f"another driver took over (epoch {newest}, this one is {self.epoch})",
-                where=str(self.store.root),
+                where=self.store.where,
                 fix="Let the other one finish; everything this one finished is kept.",
             )
 
@@ -101,7 +101,7 @@ def acquire(store: Store, *, patience_s: float = PATIENCE_S, say: Callable[[str]
             raise
         created = False  # the driver that was faster sweeps partial files, also of this lease
     if not created:
-        raise LockError("run-locked", "another driver was faster", where=str(store.root), fix="Let it finish.")
+        raise LockError("run-locked", "another driver was faster", where=store.where, fix="Let it finish.")
     return Lease(store, epoch + 1)
 
 
@@ -130,7 +130,7 @@ def check_free(store: Store) -> dict[str, Any] | None:
     owner = holder(store)
     if owner is not None and owner["alive"]:
         who = f"host {owner['host']}, pid {owner['pid']}"
-        raise LockError("run-locked", f"held by {who}", where=str(store.root), fix="Let it finish, or end that process first.")
+        raise LockError("run-locked", f"held by {who}", where=store.where, fix="Let it finish, or end that process first.")
     return owner
 
 
@@ -147,7 +147,7 @@ def _wait_until_gone(store: Store, epoch: int, patience_s: float, say: Callable[
         if now == b"released":
             return
         if now != seen:
-            raise LockError("run-locked", f"held by {who}, which is working", where=str(store.root), fix="Let it finish.")
+            raise LockError("run-locked", f"held by {who}, which is working", where=store.where, fix="Let it finish.")
 
 
 def _me() -> dict[str, Any]:

@@ -15,6 +15,8 @@ from eo_batch.core.prompts import Prompt
 from eo_batch.core.records import ALGORITHM, FORMAT, ItemTable, TimeStep
 from eo_batch.core.region import RegionOnGrid
 from eo_batch.core.timeline import time_steps
+from eo_batch.models.registry import with_device
+from eo_batch.models.segmenter import SegmenterInfo
 from eo_batch.outputs.store import Store
 from eo_batch.run.request import Request, request_from_json
 from eo_batch.sources.items import resolve_items
@@ -88,7 +90,7 @@ def manifest_of(store: Store, inputs: RunInputs, *, segmenter: SegmenterIdentity
         "prompts": [[prompt.id, prompt.text, prompt.threshold] for prompt in inputs.request.spec.prompt_set],
         "segmenter": segmenter.digest,
         "segmenter_name": segmenter.name,
-        "batch": inputs.request.spec.model.batch,
+        "batch": inputs.request.spec.model.fixed_batch,
         "grid": {
             "crs": grid.crs,
             "resolution": grid.resolution,
@@ -115,11 +117,11 @@ def read_request(store: Store) -> Request:
         raise ConfigError(
             "config-invalid",
             "there is no run in this folder",
-            where=str(store.root),
+            where=store.where,
             fix="Start one: eo-batch run PIPELINE --out RUN.",
         )
     try:
-        return request_from_json(store.get("request.json"), where=str(store.local_path("request.json")))
+        return request_from_json(store.get("request.json"), where=store.named("request.json"))
     except ConfigError as error:
         raise ConfigError(
             error.code, error.what, where=error.where, why=error.why, fix=error.fix or _restore(store, "request.json")
@@ -137,7 +139,7 @@ def read_inputs(store: Store) -> RunInputs:
     request = read_request(store)
     if not store.exists("items.parquet"):
         fix = "Run eo-batch resume RUN: it searches again."
-        raise IntegrityError("shard-missing", "items are not there", where=str(store.local_path("items.parquet")), fix=fix)
+        raise IntegrityError("shard-missing", "items are not there", where=store.named("items.parquet"), fix=fix)
     data = store.get("items.parquet")
     manifest = read_manifest(store)
     if manifest is not None and manifest["request"] != request.digest:
@@ -170,14 +172,14 @@ def read_manifest(store: Store) -> dict[str, Any] | None:
         raise IntegrityError(
             "receipt-mismatch",
             "changed by hand or damaged",
-            where=str(store.local_path("manifest.json")),
+            where=store.named("manifest.json"),
             fix=_restore(store, "manifest.json"),
         )
     if manifest["format"] > FORMAT:
         raise ResumeError(
             "format-newer",
             f"the run uses format {manifest['format']}, this eo-batch knows {FORMAT}",
-            where=str(store.root),
+            where=store.where,
             fix="Install the newer eo-batch.",
         )
     return manifest
@@ -185,16 +187,17 @@ def read_manifest(store: Store) -> dict[str, Any] | None:
 
 def _replaced(store: Store, name: str) -> IntegrityError:
     what = "not the file that this run was started with"
-    return IntegrityError("receipt-mismatch", what, where=str(store.local_path(name)), fix=_restore(store, name))
+    return IntegrityError("receipt-mismatch", what, where=store.named(name), fix=_restore(store, name))
 
 
 def _restore(store: Store, name: str) -> str:
     """What to do about a file that says what a run is."""
-    folder = store.local_path(name).parent
-    if folder != store.root and name == "manifest.json":
-        return f"Run eo-batch resume {store.root} --repair: it is written again."
-    if folder == store.root:
+    is_shared = store.place(name) == name
+    if not is_shared and name == "manifest.json":
+        return f"Run eo-batch resume {store.where} --repair: it is written again."
+    if is_shared:
         return "Restore it from a copy, or start a new run."
+    folder = store.named(name).removesuffix(f"/{name}")
     return f"Restore it from a copy, or give up what was added then: delete `{folder}` and all after it, and resume."
 
 
@@ -242,6 +245,33 @@ def check_resumable(manifest: dict[str, Any], inputs: RunInputs, *, segmenter_di
         )
 
 
+def check_answers(manifest: dict[str, Any], info: SegmenterInfo) -> None:
+    """Refuse to compute chunks of a run with another segmenter than began it, such as one on another kind of device.
+
+    Raises
+    ------
+    ResumeError : `weights-changed`.
+    """
+    if manifest["segmenter"] != info.digest:
+        raise ResumeError(
+            "weights-changed",
+            f"the segmenter of this worker is not that of the run: {manifest['segmenter'][:12]} became {info.digest[:12]}",
+            where=f'segmenter "{info.name}" on "{info.device}"',
+            fix="Give all workers the same weights and the same kind of device, then continue with eo-batch resume.",
+        )
+
+
+def as_settled(asked: Request, stored: Request) -> Request:
+    """What was asked, with what it leaves open as it was found for the run that is `stored`; see `run.settled`."""
+    model, found = asked.spec.model, stored.spec.model
+    if model.name != found.name:
+        return asked
+    if model.batch == "auto":
+        model = model.model_copy(update={"batch": found.batch})
+    device = found.options.get("device")
+    return asked.with_model(model if device is None else with_device(model, str(device)))
+
+
 def check_same_request(stored: Request, asked: Request) -> None:
     """Refuse to continue a run with another pipeline.
 
@@ -249,6 +279,7 @@ def check_same_request(stored: Request, asked: Request) -> None:
     ------
     ResumeError : `prompts-changed` or `spec-changed`, naming the first difference.
     """
+    asked = as_settled(asked, stored)
     if stored.to_json() == asked.to_json():
         return
     old, new = stored.spec.identity, asked.spec.identity

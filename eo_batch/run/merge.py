@@ -43,7 +43,7 @@ def merge_and_publish(
         raise IntegrityError(
             "receipt-mismatch",
             f"{len(finished):,} receipts and {failed:,} failures do not make up the {total:,} planned chunks",
-            where=str(store.root),
+            where=store.where,
             fix="Run eo-batch verify RUN.",
         )
     spec = inputs.request.spec
@@ -113,7 +113,7 @@ def read_marker(store: Store) -> dict[str, Any] | None:
         marker = None
     if not isinstance(marker, dict) or "files" not in marker:
         raise IntegrityError(
-            "receipt-mismatch", "COMPLETE.json is damaged", where=str(store.root), fix="Run eo-batch resume RUN --repair."
+            "receipt-mismatch", "COMPLETE.json is damaged", where=store.where, fix="Run eo-batch resume RUN --repair."
         )
     return marker
 

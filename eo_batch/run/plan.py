@@ -242,7 +242,7 @@ def plan_run(
     *,
     executor: str | None = None,
     workers: int | None = None,
-    out: Path | None = None,
+    out: str | Path | None = None,
     listener: Listener = silent,
 ) -> Plan:
     """Search and plan a request without starting it; errors as `make_inputs_of`, and of loading the segmenter."""
@@ -295,7 +295,7 @@ def make_plan(
     *,
     prompts: PromptSet | None = None,
     cluster: ClusterSpec | None = None,
-    out: Path | None = None,
+    out: str | Path | None = None,
 ) -> Plan:
     """Figures of a run; probes the segmenter for its speed, reads no pixels.
 
@@ -363,7 +363,7 @@ class _Kept:
     loaded: int = 0
 
 
-def _kept(price: Price, covered: Coverage, cache: CacheSpec, segmenter: str, out: Path | None) -> _Kept:
+def _kept(price: Price, covered: Coverage, cache: CacheSpec, segmenter: str, out: str | Path | None) -> _Kept:
     if not price.feature_bytes:
         return _Kept()
     here = kept_features(Store(out), segmenter=segmenter)[0] if out is not None else 0

@@ -56,7 +56,7 @@ class ProductsSummary:
     person should know, one line each. partial : the run lacks chunks that failed.
     """
 
-    files: tuple[Path, ...]
+    files: tuple[str, ...]
     boxes: dict[str, int]
     zones: int
     notes: tuple[str, ...]
@@ -79,21 +79,19 @@ def make_products(
     StoreError : the layers cannot be written; none is half-written.
     """
     store = run if isinstance(run, Store) else Store(run)
-    shown = published(store.root)
+    shown = published(store.where)
     inputs, rules = read_inputs(shown), rules or LayerRules()
     marker = read_marker(store)
     check_published(shown)
     if marker is None:
-        fix = f"Finish it first: `eo-batch resume {store.root}`."
-        raise ConfigError(
-            "config-invalid", "the run is not finished: its objects are not joined yet", where=str(store.root), fix=fix
-        )
+        fix = f"Finish it first: `eo-batch resume {store.where}`."
+        raise ConfigError("config-invalid", "the run is not finished: its objects are not joined yet", where=store.where, fix=fix)
     _check_footprints(store, marker["files"][FOOTPRINTS])
     say = tell or (lambda share, text: None)
     layer = None if zones is None else load_zones(zones, inputs)
     facts = {"run": sha256(store.get("COMPLETE.json")), "partial": marker["partial"], "rules": rules.facts}
     prompts = inputs.request.spec.prompt_set
-    files, notes, tally = [store.local_path(BOXES)], _box_notes(inputs, marker), None
+    files, notes, tally = [store.named(BOXES)], _box_notes(inputs, marker), None
     if layer is not None:
         failed = frozenset(key for key, _ in marker["failed"])
         text = "summing zones over the map"
@@ -106,7 +104,7 @@ def make_products(
     if tally is not None and zones is not None:
         say(0.9, "writing zones")
         _write_zones(store, inputs, tally, rules, {**facts, "zones": zones.facts})
-        files += [store.local_path(ZONES), store.local_path(ZONES_CSV)]
+        files += [store.named(ZONES), store.named(ZONES_CSV)]
         notes += _zone_notes(inputs, tally)
     say(1.0, "done")
     named = dict(zip(prompts.texts, boxes, strict=True))
@@ -115,10 +113,10 @@ def make_products(
 
 def _check_footprints(store: Store, expected: str) -> None:
     """Parquet pages carry no checksum: changed bytes would be read as other objects."""
-    fix = f"Run `eo-batch resume {store.root} --repair`."
+    fix = f"Run `eo-batch resume {store.where} --repair`."
     if not store.exists(FOOTPRINTS):
         raise IntegrityError("shard-missing", "the footprints of the run are gone", where=FOOTPRINTS, fix=fix)
-    with store.local_path(FOOTPRINTS).open("rb") as file:
+    with store.open(FOOTPRINTS) as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != expected:
             raise IntegrityError("shard-mismatch", "the footprints are not what was written", where=FOOTPRINTS, fix=fix)
 

@@ -7,6 +7,7 @@ thresholds been in the pipeline from the start; scores are shared with the old r
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import time
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from pathlib import Path
 from eo_batch.core.arrays import least_step
 from eo_batch.core.errors import ConfigError
 from eo_batch.core.prompts import Prompt, PromptSet, as_written, normalise_text
+from eo_batch.outputs.places import place_of
 from eo_batch.outputs.store import Store
 from eo_batch.run.clusters import choose_cluster
 from eo_batch.run.derived import DERIVED, with_prompts, write_derived
@@ -43,7 +45,7 @@ class Change:
 
 
 def rethreshold(
-    run: Path | str,
+    run: str | Path,
     changes: Mapping[str, float | Change],
     out: Path | str | None = None,
     *,
@@ -81,7 +83,7 @@ def rethreshold(
     for text in _without_effect(inputs.request.spec.prompt_set, prompts):
         listener(Event("warning", text))
     inputs = replace(inputs, request=with_prompts(inputs.request, prompts))
-    store = Generation(Path(out) if out is not None else next_version(base.root))
+    store = Generation(out if out is not None else next_version(base.where))
     _refuse_inside(store, base)
     _refuse_used(store)
     check_free(store)
@@ -104,7 +106,7 @@ def finished_run(run: Path | str) -> Generation:
     """
     base = published(run)
     request = read_request(base)
-    where = str(base.root)
+    where = base.where
     marker = read_marker(base)
     check_published(base)
     if marker is None or marker["partial"]:
@@ -160,14 +162,15 @@ def find_prompt(prompts: PromptSet, name: str, *, number: int = 1) -> int:
     raise ConfigError("prompt-invalid", f'the run has no prompt "{text}"', fix=fix)
 
 
-def next_version(run: Path) -> Path:
+def next_version(run: str | Path) -> str:
     """Folder beside `run` that is not there yet: `water-v2` for `water`, `water-v4` for `water-v3`."""
-    match = re.fullmatch(r"(.+)-v([0-9]{1,6})", run.name)
-    stem, number = (match[1], int(match[2])) if match else (run.name, 1)
+    old = place_of(run)
+    match = re.fullmatch(r"(.+)-v([0-9]{1,6})", old.name)
+    stem, number = (match[1], int(match[2])) if match else (old.name, 1)
     while True:
         number += 1
-        place = run.with_name(f"{stem}-v{number}")
-        if not place.exists() or _never_began(place):
+        place = str(old.beside(f"{stem}-v{number}"))
+        if _is_free(place):
             return place
 
 
@@ -198,9 +201,10 @@ def _without_effect(before: PromptSet, after: PromptSet) -> list[str]:
 
 def _refuse_inside(store: Store, base: Store) -> None:
     """Keep the new run out of the old one's folder, which it would make part of that run."""
-    if store.root == base.root or base.root in store.root.parents or store.root in base.root.parents:
+    new, old = place_of(store.where), place_of(base.where)
+    if new.holds(old) or old.holds(new):
         fix = "Give a folder beside it, or leave --out away."
-        raise ConfigError("config-invalid", f"lies in the way of the run `{base.root}`", where=str(store.root), fix=fix)
+        raise ConfigError("config-invalid", f"lies in the way of the run `{base.where}`", where=store.where, fix=fix)
 
 
 def _refuse_used(store: Store) -> None:
@@ -211,17 +215,21 @@ def _refuse_used(store: Store) -> None:
     ConfigError : `config-invalid`.
     """
     if store.exists("request.json"):
-        fix = f"Continue it with `eo-batch resume {store.root}`, or give another --out."
-        raise ConfigError("config-invalid", "this folder already holds a run", where=str(store.root), fix=fix)
+        fix = f"Continue it with `eo-batch resume {store.where}`, or give another --out."
+        raise ConfigError("config-invalid", "this folder already holds a run", where=store.where, fix=fix)
     if foreign := _foreign(store):
         fix = "Give a new or empty folder as --out."
-        raise ConfigError("config-invalid", f'the folder holds other files, such as "{foreign}"', where=str(store.root), fix=fix)
+        raise ConfigError("config-invalid", f'the folder holds other files, such as "{foreign}"', where=store.where, fix=fix)
 
 
-def _never_began(place: Path) -> bool:
-    """The folder holds nothing but what an attempt left that was killed before there was a run."""
+def _is_free(place: str) -> bool:
+    """Nothing is there, or only what an attempt left that was killed before there was a run."""
     store = Store(place)
-    return place.is_dir() and not store.exists("request.json") and store.exists(DERIVED) and _foreign(store) is None
+    if os.path.lexists(place) and not os.path.isdir(place):
+        return False
+    if store.exists("request.json") or _foreign(store) is not None:
+        return False
+    return store.exists(DERIVED) or not os.path.lexists(place)
 
 
 def _foreign(store: Store) -> str | None:

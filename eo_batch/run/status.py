@@ -40,7 +40,7 @@ class Status:
     seen : when somebody looked, UTC.
     """
 
-    path: Path
+    path: str
     name: str
     state: str
     total: int
@@ -133,7 +133,7 @@ class Status:
         }
 
 
-def run_status(out: Path) -> Status:
+def run_status(out: str | Path) -> Status:
     """Status of the run in `out`.
 
     Raises
@@ -159,7 +159,7 @@ def status_of(store: Generation) -> Status:
     lines = _newest_lines(store)
     known = len(read_request(store.earlier).spec.prompts) if store.earlier and state != "complete" else None
     return Status(
-        store.root,
+        store.where,
         request.spec.name,
         state,
         total,

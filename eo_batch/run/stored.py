@@ -122,7 +122,7 @@ class StoredScores:
         return {item.key: position for position, item in enumerate(self.inputs.items.items)}
 
     def _damage(self, code: str, chunk: Chunk, why: str) -> IntegrityError:
-        root = self.store.root
+        root = self.store.where
         return IntegrityError(
             code,
             f"the scores of chunk {chunk.key} are damaged",

@@ -30,7 +30,7 @@ class Problem:
 class Verification:
     """Result of a verification; `ok` means: complete, and every byte is what was written."""
 
-    path: Path
+    path: str
     complete: bool
     chunks: int
     files: int
@@ -60,7 +60,7 @@ class Verification:
         }
 
 
-def verify_run(out: Path, *, read_data: bool = True, listener: Listener = silent) -> Verification:
+def verify_run(out: str | Path, *, read_data: bool = True, listener: Listener = silent) -> Verification:
     """Check every file of a run.
 
     Parameters
@@ -75,10 +75,10 @@ def verify_run(out: Path, *, read_data: bool = True, listener: Listener = silent
     store = chain[0]
     if not (store.exists("manifest.json") or store.exists("items.parquet")):
         read_request(store)
-        return Verification(store.root, False, 0, 0, ())  # stopped before its search was done: nothing to check
+        return Verification(store.where, False, 0, 0, ())  # stopped before its search was done: nothing to check
     inputs, problems = _check_inputs(chain)
     if problems:
-        return Verification(store.root, False, 0, 0, tuple(problems))
+        return Verification(store.where, False, 0, 0, tuple(problems))
     chunks = files = done = 0
     total = sum(frozen.chunk_count for frozen in inputs)
     for store in chain:
@@ -89,7 +89,7 @@ def verify_run(out: Path, *, read_data: bool = True, listener: Listener = silent
             problems += found
             listener(Event("chunk", key, done, total))
     complete, found = _check_marker(chain, inputs, read_data=read_data)
-    return Verification(chain[0].root, complete, chunks, files, (*problems, *found))
+    return Verification(chain[0].where, complete, chunks, files, (*problems, *found))
 
 
 def forget_damaged_manifests(chain: Sequence[Generation]) -> list[str]:
@@ -145,7 +145,7 @@ def _check_inputs(chain: Sequence[Generation]) -> tuple[list[RunInputs], list[Pr
             inputs.append(read_inputs(store))
         except (ConfigError, IntegrityError) as error:
             is_config = isinstance(error, ConfigError)
-            path = store.place("request.json") if is_config else Path(error.where).relative_to(store.root).as_posix()
+            path = store.place("request.json") if is_config else error.where.removeprefix(f"{store.where}/")
             problems.setdefault(path, Problem(error.code, "", path, str(error)))
         path = store.place("manifest.json")
         if store is not chain[-1] and not store.exists("manifest.json"):
@@ -216,7 +216,7 @@ def _check_marker(chain: Sequence[Generation], inputs: Sequence[RunInputs], *, r
         return False, [Problem(error.code, "", "COMPLETE.json", str(error))]
     if marker is None:
         return False, []
-    store = published(chain[0].root)
+    store = published(chain[0].where)
     problems = []
     for path, expected in marker["files"].items():
         if not store.exists(path):

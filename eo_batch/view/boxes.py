@@ -26,7 +26,7 @@ _FADE = 0.55
 """Share of the ground's colour that masks keep beneath boxes."""
 
 
-def write_pictures(run: str | Path, *, zones: bool, max_px: int = 1024) -> list[Path]:
+def write_pictures(run: str | Path, *, zones: bool, max_px: int = 1024) -> list[str]:
     """Write `products/STEP.png` for each time step, of at most the first 24; their paths.
 
     Parameters
@@ -42,7 +42,7 @@ def write_pictures(run: str | Path, *, zones: bool, max_px: int = 1024) -> list[
         picture = draw_layers(store, cube, time=time, label=label, zones=zones, max_px=max_px)
         path = f"{PRODUCTS}/{label}.png"
         store.put(path, png_bytes(picture))
-        paths.append(store.local_path(path))
+        paths.append(store.named(path))
     return paths
 
 
@@ -105,7 +105,8 @@ def _marks(store: Store, label: str, texts: list[str], place: _Place) -> tuple[l
     import geopandas
 
     columns = ["prompt", "score", "pixels", "geometry"]
-    rows = geopandas.read_parquet(store.local_path(BOXES), columns=columns, filters=[("step", "==", label)])
+    with store.open(BOXES) as file:
+        rows = geopandas.read_parquet(file, columns=columns, filters=[("step", "==", label)])
     counts = dict.fromkeys(texts, 0) | rows.groupby("prompt").size().to_dict()
     largest = rows.nlargest(MAX_BOXES, "pixels")[["prompt", "score", "geometry"]]
     marks = [Mark(place.points(shape.exterior)[:-1], prompt, score) for prompt, score, shape in largest.itertuples(index=False)]
@@ -117,7 +118,8 @@ def _draw_zones(picture: Image.Image, store: Store, label: str, place: _Place) -
     import geopandas
 
     columns = ["zone", "prompt", "count", "geometry"]
-    rows = geopandas.read_parquet(store.local_path(ZONES), columns=columns, filters=[("step", "==", label)])
+    with store.open(ZONES) as file:
+        rows = geopandas.read_parquet(file, columns=columns, filters=[("step", "==", label)])
     every = list(rows[~rows.geometry.isna()].groupby("zone", sort=False))
     draw, font, plates = ImageDraw.Draw(picture), label_font(picture), []
     for _, zone in every[:MAX_ZONES]:

@@ -19,7 +19,7 @@ from rundigest import file_digests
 from toy import make_toy, toy_pipeline
 
 from eo_batch.core.errors import EoBatchError
-from eo_batch.outputs.store import Store
+from eo_batch.outputs.disk import Disk
 from eo_batch.run.driver import resume_run, start_run
 from eo_batch.run.request import load_pipeline
 from eo_batch.run.status import run_status
@@ -123,9 +123,9 @@ def install(kind: str, at: int) -> Callable[[], int]:
     seen = 0
 
     def wrap(name: str) -> None:
-        original = getattr(Store, name)
+        original = getattr(Disk, name)
 
-        def operation(self: Store, *args: Any) -> Any:
+        def operation(self: Disk, *args: Any) -> Any:
             nonlocal seen
             place = str(getattr(args[0], "name", args[0]))
             if "/lease" in place or "/events" in place:
@@ -135,14 +135,14 @@ def install(kind: str, at: int) -> Callable[[], int]:
                 fail(kind, name, original, self, args)
             return original(self, *args)
 
-        setattr(Store, name, operation)
+        setattr(Disk, name, operation)
 
     for name in OPERATIONS:
         wrap(name)
     return lambda: seen
 
 
-def fail(kind: str, name: str, original: Callable[..., Any], store: Store, args: tuple[Any, ...]) -> None:
+def fail(kind: str, name: str, original: Callable[..., Any], disk: Disk, args: tuple[Any, ...]) -> None:
     if kind == "torn" and name == "_write":
         file, data = args
         file.write(data[: len(data) // 2])

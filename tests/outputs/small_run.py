@@ -87,7 +87,7 @@ def run_footprints(
         )
         store.put(part_path(chunk), part_bytes(table))
     summary = merge_parts(store, chunks=chunks, grid=grid, prompts=prompts, steps=steps, items=items, spill_bytes=spill_bytes)
-    return geopandas.read_parquet(store.local_path(FOOTPRINTS)), summary
+    return geopandas.read_parquet(store.named(FOOTPRINTS)), summary
 
 
 def truth_polygons(mask: NDArray[np.uint8], grid: Grid) -> list[bytes]:

@@ -39,7 +39,7 @@ def test_plain_open_zarr_gives_the_masks_back_without_a_warning(store: Store) ->
     values = filled(store, make_grid((200, 150), 64))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        cube = xarray.open_zarr(store.root / "masks.zarr")
+        cube = xarray.open_zarr(Path(store.where) / "masks.zarr")
         read = cube["mask"].to_numpy()
     assert cube["mask"].dims == ("prompt", "time", "y", "x")
     assert read.dtype == np.uint8
@@ -49,7 +49,11 @@ def test_plain_open_zarr_gives_the_masks_back_without_a_warning(store: Store) ->
 def test_plain_open_zarr_knows_crs_and_transform(store: Store) -> None:
     grid = make_grid((200, 150), 64)
     filled(store, grid)
-    for cube in (xarray.open_zarr(store.root / "masks.zarr"), open_cube(store), open_cube(store.root / "masks.zarr")):
+    for cube in (
+        xarray.open_zarr(Path(store.where) / "masks.zarr"),
+        open_cube(store),
+        open_cube(Path(store.where) / "masks.zarr"),
+    ):
         assert cube.rio.crs.to_epsg() == 32631
         assert cube["mask"].rio.crs.to_epsg() == 32631
         assert cube.rio.transform().almost_equals(grid.transform)
@@ -94,7 +98,7 @@ def test_geozarr_attributes_pass_the_validator(store: Store) -> None:
     zarr_cm = pytest.importorskip("zarr_cm")
     grid = make_grid((100, 90), 64)
     create_cube(store, grid=grid, prompts=PROMPTS, steps=make_steps(), scores=False, attributes={})
-    attributes = dict(zarr.open_group(store.root / "masks.zarr", mode="r").attrs)
+    attributes = dict(zarr.open_group(Path(store.where) / "masks.zarr", mode="r").attrs)
     zarr_cm.validate_all(attributes)
     assert set(zarr_cm.detect_revisions(attributes)) == {"proj", "spatial"}
     assert attributes["spatial:transform"] == list(grid.transform)[:6]

@@ -57,7 +57,7 @@ def test_each_prompt_and_time_is_a_valid_cog_with_the_pixels_of_the_mask(store: 
 def test_the_geopackage_holds_all_footprints(store: Store, tmp_path: Path) -> None:
     small_run(store)
     package = geopandas.read_file(export_run(store, tmp_path / "out")[-1])
-    parquet = geopandas.read_parquet(store.local_path("footprints.parquet"))
+    parquet = geopandas.read_parquet(store.named("footprints.parquet"))
     assert package.crs == parquet.crs
     assert package["id"].tolist() == parquet["id"].tolist()
     assert package.geometry.geom_equals(parquet.geometry).all()
@@ -67,21 +67,21 @@ def test_the_geopackage_holds_all_footprints(store: Store, tmp_path: Path) -> No
 
 def test_a_run_without_objects_can_be_exported(store: Store, tmp_path: Path) -> None:
     small_run(store, density=0.0)
-    files = export_run(store.root, tmp_path / "out")
+    files = export_run(Path(store.where), tmp_path / "out")
     assert len(geopandas.read_file(files[-1])) == 0
 
 
 def test_only_finished_files_are_left(store: Store, tmp_path: Path) -> None:
     small_run(store)
     files = export_run(store, tmp_path / "out")
-    assert sorted((tmp_path / "out").iterdir()) == sorted(files)
+    assert sorted((tmp_path / "out").iterdir()) == sorted(map(Path, files))
     assert export_run(store, tmp_path / "out") == files
-    assert sorted((tmp_path / "out").iterdir()) == sorted(files)
+    assert sorted((tmp_path / "out").iterdir()) == sorted(map(Path, files))
 
 
 def test_prompts_never_become_paths(store: Store, tmp_path: Path) -> None:
     small_run(store, prompts=PromptSet((Prompt("../../../etc/x"), Prompt("a/b\\c"))))
-    for path in export_run(store, tmp_path / "out"):
+    for path in map(Path, export_run(store, tmp_path / "out")):
         assert path.parent == tmp_path / "out"
         assert re.fullmatch(r"[A-Za-z0-9_.-]+", path.name)
 
@@ -90,7 +90,7 @@ def test_progress_names_every_file(store: Store, tmp_path: Path) -> None:
     small_run(store)
     seen: list[tuple[int, int, str]] = []
     files = export_run(store, tmp_path / "out", progress=lambda *step: seen.append(step))
-    assert seen == [(i, 5, path.name) for i, path in enumerate(files)]
+    assert seen == [(i, 5, Path(path).name) for i, path in enumerate(files)]
 
 
 def test_an_unfinished_run_is_refused(store: Store, tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ from outputs.small_run import make_grid, make_items, make_prompts, make_steps, n
 from pyproj import CRS
 
 from eo_batch.core.errors import IntegrityError, StoreError
+from eo_batch.outputs.disk import Disk
 from eo_batch.outputs.footprints import FOOTPRINTS, merge_parts, part_path
 from eo_batch.outputs.geoparquet import FOOTPRINT_SCHEMA
+from eo_batch.outputs.places import place_of
 from eo_batch.outputs.store import Store
 from eo_batch.outputs.trace import PART_SCHEMA, part_bytes, read_part, trace_chunk
 
@@ -238,7 +240,7 @@ def test_no_object_gives_a_valid_empty_file(store: Store) -> None:
     assert len(found) == 0
     assert found.crs.to_epsg() == 32631
     assert summary.rows == {"thing 0": 0}
-    check_geo_metadata(store.local_path(FOOTPRINTS))
+    check_geo_metadata(store.named(FOOTPRINTS))
 
 
 def test_missing_chunks_do_not_stop_the_others(store: Store) -> None:
@@ -249,7 +251,7 @@ def test_missing_chunks_do_not_stop_the_others(store: Store) -> None:
     kept = [chunk for chunk in grid.chunks(0) if (chunk.iy, chunk.ix) != (1, 0)]
     prompts, steps = make_prompts(0.0), make_steps()
     merge_parts(store, chunks=kept, grid=grid, prompts=prompts, steps=steps, items=make_items(3))
-    assert sorted(geopandas.read_parquet(store.local_path(FOOTPRINTS))["pixels"]) == [6, 6]
+    assert sorted(geopandas.read_parquet(store.named(FOOTPRINTS))["pixels"]) == [6, 6]
 
 
 def test_a_lost_or_damaged_part_stops_the_merge_and_keeps_the_old_file(store: Store) -> None:
@@ -279,13 +281,18 @@ def test_a_disk_that_fills_up_leaves_the_old_file(store: Store) -> None:
     run_footprints(store, mask[None, None], grid=grid)
     before = store.get(FOOTPRINTS)
 
-    class Full(Store):
+    class Full(Disk):
         def _write(self, file, data) -> None:
             raise OSError(28, "No space left on device")
 
     with pytest.raises(StoreError) as caught:
         merge_parts(
-            Full(store.root), chunks=grid.chunks(0), grid=grid, prompts=make_prompts(0.0), steps=make_steps(), items=make_items(3)
+            Store(Full(place_of(store.where))),
+            chunks=grid.chunks(0),
+            grid=grid,
+            prompts=make_prompts(0.0),
+            steps=make_steps(),
+            items=make_items(3),
         )
     assert caught.value.code == "disk-full"
     assert store.get(FOOTPRINTS) == before
@@ -312,9 +319,9 @@ def check_geo_metadata(path: Path) -> dict:
 def test_the_file_is_geoparquet_1_1(store: Store) -> None:
     mask = (np.random.default_rng(4).random((40, 40)) < 0.5).astype(np.uint8)
     found, _ = run_footprints(store, mask[None, None], grid=make_grid(mask.shape, 16))
-    column = check_geo_metadata(store.local_path(FOOTPRINTS))
+    column = check_geo_metadata(store.named(FOOTPRINTS))
     np.testing.assert_array_equal(column["bbox"], found.total_bounds)
-    table = pq.read_table(store.local_path(FOOTPRINTS))
+    table = pq.read_table(store.named(FOOTPRINTS))
     assert table.schema.names == FOOTPRINT_SCHEMA.names
     bbox = np.array([list(row.values()) for row in table["bbox"].to_pylist()])
     np.testing.assert_array_equal(bbox, shapely.bounds(found.geometry.values))
@@ -326,7 +333,7 @@ def test_a_bbox_reads_only_what_it_touches(store: Store) -> None:
     found, _ = run_footprints(store, mask[None, None], grid=grid)
     left, _, _, top = grid.bounds
     box = (left + 51, top - 149, left + 149, top - 51)
-    read = geopandas.read_parquet(store.local_path(FOOTPRINTS), bbox=box)
+    read = geopandas.read_parquet(store.named(FOOTPRINTS), bbox=box)
     assert sorted(read["id"]) == sorted(found["id"][found.intersects(shapely.box(*box))])
     assert 0 < len(read) < len(found)
 
@@ -345,7 +352,7 @@ def test_row_groups_hold_at_most_50000_rows(store: Store) -> None:
     mask = np.zeros((500, 500), np.uint8)
     mask[::2, ::2] = 1
     run_footprints(store, mask[None, None], grid=make_grid(mask.shape, 250))
-    metadata = pq.read_metadata(store.local_path(FOOTPRINTS))
+    metadata = pq.read_metadata(store.named(FOOTPRINTS))
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [50_000, 12_500]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pystac
@@ -62,13 +63,13 @@ def test_pystac_walks_from_the_collection_to_the_files(store: Store) -> None:
     store.put("masks.zarr/zarr.json", b"{}")
     store.put("footprints.parquet", b"")
     written(store)
-    collection = pystac.Collection.from_file(str(store.root / "stac" / "collection.json"))
+    collection = pystac.Collection.from_file(str(Path(store.where) / "stac" / "collection.json"))
     items = list(collection.get_items())
     assert [item.id for item in items] == ["demo-2020-01", "demo-2020-02"]
     for owner in (collection, *items):
         assert {key: asset.get_absolute_href() for key, asset in owner.assets.items()} == {
-            "masks": str(store.root / "masks.zarr"),
-            "footprints": str(store.root / "footprints.parquet"),
+            "masks": str(Path(store.where) / "masks.zarr"),
+            "footprints": str(Path(store.where) / "footprints.parquet"),
         }
 
 

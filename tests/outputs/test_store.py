@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from eo_batch.core.errors import PolicyError, StoreError
-from eo_batch.outputs.store import TEMPORARY, Store
+from eo_batch.outputs.doors import TEMPORARY
+from eo_batch.outputs.store import Store
 
 CALLS = ("_mkdir", "_open_new", "_write", "_fsync", "_fsync_directory", "_rename", "_link")
 
@@ -26,7 +27,7 @@ class FaultStore(Store):
     def __init__(self, root: Path, call: str, *, number: int, nth: int = 1) -> None:
         super().__init__(root)
         self.used = 0
-        real = getattr(self, call)
+        real = getattr(self.door, call)
 
         def faulty(*arguments: Any) -> Any:
             self.used += 1
@@ -34,7 +35,7 @@ class FaultStore(Store):
                 raise OSError(number, os.strerror(number))
             return real(*arguments)
 
-        setattr(self, call, faulty)
+        setattr(self.door, call, faulty)
 
 
 def leftovers(root: Path) -> list[str]:
@@ -59,7 +60,7 @@ def test_create_never_replaces_a_file(store: Store) -> None:
     assert store.create("a", b"first")
     assert not store.create("a", b"second")
     assert store.get("a") == b"first"
-    assert leftovers(store.root) == []
+    assert leftovers(Path(store.where)) == []
 
 
 def test_exactly_one_of_many_creators_wins(store: Store) -> None:
@@ -90,8 +91,8 @@ def test_missing_files_raise_file_not_found(store: Store) -> None:
 
 def test_list_is_sorted_and_leaves_temporary_files_out(store: Store) -> None:
     for path in ("b/2", "b/1", "a", "b/1x/y", f"b/0.abc{TEMPORARY}"):
-        (store.root / path).parent.mkdir(parents=True, exist_ok=True)
-        (store.root / path).write_bytes(b"x")
+        (Path(store.where) / path).parent.mkdir(parents=True, exist_ok=True)
+        (Path(store.where) / path).write_bytes(b"x")
     assert list(store.list()) == ["a", "b/1", "b/1x/y", "b/2"]
     assert list(store.list("b/1x")) == ["b/1x/y"]
     assert list(store.list("none")) == []
@@ -99,9 +100,9 @@ def test_list_is_sorted_and_leaves_temporary_files_out(store: Store) -> None:
 
 def test_sweep_removes_what_a_killed_writer_left(store: Store) -> None:
     store.put("a/b", b"kept")
-    (store.root / "a" / f"b.0123{TEMPORARY}").write_bytes(b"half")
+    (Path(store.where) / "a" / f"b.0123{TEMPORARY}").write_bytes(b"half")
     assert store.sweep() == 1
-    assert leftovers(store.root) == []
+    assert leftovers(Path(store.where)) == []
     assert store.get("a/b") == b"kept"
 
 
@@ -118,8 +119,8 @@ def test_symbolic_links_below_the_root_are_refused(store: Store, tmp_path: Path,
     outside.mkdir()
     (outside / "file").write_bytes(b"secret")
     store.put("first", b"")
-    (store.root / "parts").symlink_to(outside)
-    (store.root / "link").symlink_to(outside / "file")
+    (Path(store.where) / "parts").symlink_to(outside)
+    (Path(store.where) / "link").symlink_to(outside / "file")
     data = (b"x",) if operation in ("put", "create") else ()
     for path in ("parts/file", "link"):
         with pytest.raises(PolicyError) as caught:
@@ -132,7 +133,7 @@ def test_listing_does_not_follow_links(store: Store, tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "file").write_bytes(b"secret")
     store.put("a", b"")
-    (store.root / "parts").symlink_to(tmp_path / "outside")
+    (Path(store.where) / "parts").symlink_to(tmp_path / "outside")
     assert "parts/file" not in list(store.list())
 
 
@@ -180,8 +181,8 @@ def other(tmp_path: Path) -> Store:
 def test_an_adopted_file_takes_no_space(store: Store, other: Store) -> None:
     store.adopt("scores/one", other)
     assert store.get("scores/one") == b"scores"
-    assert (store.root / "scores/one").samefile(other.root / "scores/one")
-    assert leftovers(store.root) == []
+    assert (Path(store.where) / "scores/one").samefile(Path(other.where) / "scores/one")
+    assert leftovers(Path(store.where)) == []
 
 
 def test_adopting_twice_or_over_another_file_gives_the_file(store: Store, other: Store) -> None:
@@ -189,7 +190,7 @@ def test_adopting_twice_or_over_another_file_gives_the_file(store: Store, other:
     store.adopt("scores/one", other)
     store.adopt("scores/one", other)
     assert store.get("scores/one") == b"scores"
-    assert leftovers(store.root) == []
+    assert leftovers(Path(store.where)) == []
 
 
 def test_what_becomes_of_an_adopted_file_leaves_the_other_run_alone(store: Store, other: Store) -> None:
@@ -208,19 +209,19 @@ def test_a_file_is_copied_where_there_are_no_links(tmp_path: Path, other: Store,
     store = FaultStore(tmp_path / "run", "_link", number=number)
     store.adopt("scores/one", other)
     assert store.get("scores/one") == b"scores"
-    assert not (store.root / "scores/one").samefile(other.root / "scores/one")
-    assert leftovers(store.root) == []
+    assert not (Path(store.where) / "scores/one").samefile(Path(other.where) / "scores/one")
+    assert leftovers(Path(store.where)) == []
 
 
 def test_a_file_on_another_file_system_is_copied(store: Store, other: Store) -> None:
     memory = Path("/dev/shm")
-    if not os.access(memory, os.W_OK) or memory.stat().st_dev == other.root.stat().st_dev:
+    if not os.access(memory, os.W_OK) or memory.stat().st_dev == Path(other.where).stat().st_dev:
         pytest.skip("there is no second file system to write to")
     with tempfile.TemporaryDirectory(dir=memory) as folder:
         far = Store(folder)
         far.adopt("scores/one", other)
         assert far.get("scores/one") == b"scores"
-        assert leftovers(far.root) == []
+        assert leftovers(Path(far.where)) == []
 
 
 @pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "disk-full"), (errno.EIO, "store-unreachable")])
@@ -252,9 +253,9 @@ def test_a_file_that_is_not_there_cannot_be_adopted(store: Store, other: Store) 
 
 def test_adopting_never_follows_a_link_out_of_either_run(store: Store, other: Store, tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"secret")
-    (other.root / "scores/link").symlink_to(tmp_path / "secret")
+    (Path(other.where) / "scores/link").symlink_to(tmp_path / "secret")
     store.put("first", b"")
-    (store.root / "parts").symlink_to(tmp_path)
+    (Path(store.where) / "parts").symlink_to(tmp_path)
     other.put("parts/one", b"x")
     for path in ("scores/link", "parts/one", "../secret"):
         with pytest.raises(PolicyError) as caught:
@@ -305,7 +306,7 @@ def test_an_error_in_a_writer_block_leaves_no_file(store: Store) -> None:
     with pytest.raises(KeyError):
         fail_halfway()
     assert list(store.list()) == []
-    assert leftovers(store.root) == []
+    assert leftovers(Path(store.where)) == []
 
 
 def test_writer_counts_and_hashes_what_was_written(store: Store) -> None:
@@ -328,22 +329,20 @@ def test_modes_follow_the_umask(tmp_path: Path) -> None:
 
 
 def test_data_is_synced_before_it_is_named(tmp_path: Path) -> None:
-    class Recorder(Store):
-        calls: list[str] = []
-
-    store = Recorder(tmp_path)
+    calls: list[str] = []
+    store = Store(tmp_path)
     store.put("a/first", b"")
     for call in CALLS:
-        real = getattr(store, call)
-        setattr(store, call, lambda *a, real=real, call=call: (store.calls.append(call), real(*a))[1])
+        real = getattr(store.door, call)
+        setattr(store.door, call, lambda *a, real=real, call=call: (calls.append(call), real(*a))[1])
     store.put("a/b", b"x")
     store.create("a/c", b"x")
-    assert store.calls == [
+    assert calls == [
         *("_open_new", "_write", "_fsync", "_rename", "_fsync_directory"),
         *("_open_new", "_write", "_fsync", "_link", "_fsync_directory"),
     ]
 
 
 def test_free_bytes_agrees_with_the_file_system(store: Store) -> None:
-    free = os.statvfs(store.root.parent)
+    free = os.statvfs(Path(store.where).parent)
     assert store.free_bytes() == pytest.approx(free.f_bavail * free.f_frsize, rel=0.05)

@@ -22,6 +22,7 @@ from eo_batch.core.digest import canonical_json, digest
 from eo_batch.core.errors import ConfigError, EoBatchError, IntegrityError, LockError, ResourceError, ResumeError, StoreError
 from eo_batch.models.probe import WindowMean
 from eo_batch.notebook import open_run
+from eo_batch.outputs.disk import Disk
 from eo_batch.outputs.export import export_run
 from eo_batch.outputs.store import Store
 from eo_batch.run import extend
@@ -173,7 +174,7 @@ def test_only_the_new_prompts_are_asked(run: Path, monkeypatch: pytest.MonkeyPat
     assert set(asked) == {1}
 
 
-class Full(Store):
+class Full(Disk):
     """A disk that fills up after so many files."""
 
     left = 10
@@ -191,7 +192,7 @@ def stopped(run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run whose extension met a full disk in the middle."""
     Full.left = 10
     with monkeypatch.context() as patch:
-        patch.setattr(Store, "_rename", Full._rename)
+        patch.setattr(Disk, "_rename", Full._rename)
         with pytest.raises(StoreError, match="disk-full"):
             add_prompts(run, [text for text, *_ in ALL[1:]], threshold=[0.4, 0.6], min_area_m2=[3000, 0], executor="serial")
     return run

@@ -25,6 +25,8 @@ from eo_batch.core.prompts import Prompt, PromptSet
 from eo_batch.core.spec import CacheSpec, ModelSpec
 from eo_batch.models.probe import WindowMean
 from eo_batch.models.spectral import load_spectral
+from eo_batch.outputs.disk import Disk
+from eo_batch.outputs.places import place_of
 from eo_batch.outputs.store import Store
 from eo_batch.run import features as module
 from eo_batch.run.driver import resume_run, start_run
@@ -150,11 +152,11 @@ def test_pickled_objects_are_never_opened(tmp_path: Path) -> None:
     assert read_window(data, segmenter="s", key="w") is None
 
 
-class Meeting(Store):
+class Meeting(Disk):
     """Lets two writers reach the moment before the new name at the same time."""
 
     def __init__(self, root: Path) -> None:
-        super().__init__(root)
+        super().__init__(place_of(root))
         self.barrier = threading.Barrier(2, timeout=20)
 
     def _rename(self, source: Path, target: Path) -> None:
@@ -163,7 +165,7 @@ class Meeting(Store):
 
 
 def test_two_workers_may_write_the_same_window_at_once(tmp_path: Path) -> None:
-    cache = cache_in(Meeting(tmp_path))
+    cache = cache_in(Store(Meeting(tmp_path)))
     with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(lambda _: answer(cache, windows(7)), range(2)))
     assert answers == [expected(windows(7))] * 2
@@ -172,11 +174,11 @@ def test_two_workers_may_write_the_same_window_at_once(tmp_path: Path) -> None:
     assert answer(cache_in(tmp_path), windows(7)) == expected(windows(7))
 
 
-class Failing(Store):
+class Failing(Disk):
     """Every operation of one kind fails from the n-th on."""
 
     def __init__(self, root: Path, operation: str, first: int, number: int) -> None:
-        super().__init__(root)
+        super().__init__(place_of(root))
         self.countdown = first
         whole = getattr(self, operation)
 
@@ -195,7 +197,7 @@ def test_no_fault_of_the_disk_reaches_the_answers(tmp_path: Path, operation: str
     for first in range(4):
         folder = tmp_path / str(first)
         answer(cache_in(folder), windows(0))
-        cache = cache_in(Failing(folder, operation, first, number))
+        cache = cache_in(Store(Failing(folder, operation, first, number)))
         for seeds in ((0, 1), (1, 2), (2, 3), (0, 3)):
             assert answer(cache, windows(*seeds)) == expected(windows(*seeds))
         assert cache.take_notes() or first > 2
@@ -206,20 +208,20 @@ def test_no_fault_of_the_disk_reaches_the_answers(tmp_path: Path, operation: str
 
 
 def test_a_full_disk_is_told_once_and_nothing_more_is_tried(tmp_path: Path) -> None:
-    class Full(Store):
+    class Full(Disk):
         tried = 0
 
         def _write(self, file: BinaryIO, data: bytes) -> None:
             self.tried += 1
             raise OSError(errno.ENOSPC, "full")
 
-    store = Full(tmp_path)
-    cache = cache_in(store)
+    disk = Full(place_of(tmp_path))
+    cache = cache_in(Store(disk))
     for seed in range(5):
         assert answer(cache, windows(seed, seed + 1)) == expected(windows(seed, seed + 1))
     (note,) = cache.take_notes()
     assert note.startswith("no more features are kept: disk-full")
-    assert store.tried == 1
+    assert disk.tried == 1
 
 
 def test_space_that_the_results_need_is_left_to_them(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from eo_batch.core.errors import LockError
+from eo_batch.outputs.disk import Disk
 from eo_batch.outputs.store import Store
 from eo_batch.run import lease as leases
 from eo_batch.run.lease import acquire, holder
@@ -149,13 +150,13 @@ def test_partial_files_are_swept_before_the_first_beat_is_written(tmp_path: Path
 def test_a_driver_whose_lease_is_swept_by_a_faster_one_is_told_of_that_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    link, store = Store._link, Store(tmp_path)
+    link, store = Disk._link, Store(tmp_path)
 
-    def overtaken(self: Store, source: Path, target: Path) -> None:
-        monkeypatch.setattr(Store, "_link", link)
+    def overtaken(self: Disk, source: Path, target: Path) -> None:
+        monkeypatch.setattr(Disk, "_link", link)
         acquire(Store(tmp_path)).__enter__().__exit__()
         link(self, source, target)
 
-    monkeypatch.setattr(Store, "_link", overtaken)
+    monkeypatch.setattr(Disk, "_link", overtaken)
     with pytest.raises(LockError, match="run-locked.*another driver was faster"):
         acquire(store)

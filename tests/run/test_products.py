@@ -21,6 +21,8 @@ from toy import make_toy, toy_pipeline
 
 from eo_batch.core.errors import ConfigError, IntegrityError, StoreError
 from eo_batch.outputs.areas import PixelAreas
+from eo_batch.outputs.disk import Disk
+from eo_batch.outputs.places import place_of
 from eo_batch.outputs.store import Store
 from eo_batch.products.tasks import multi_class, multi_label
 from eo_batch.run.driver import start_run
@@ -281,7 +283,7 @@ def test_the_same_run_and_rules_give_the_same_bytes_and_the_run_stays_as_it_is(c
     digests = []
     for _ in range(2):
         made = make_products(copy, zones=ZoneFile(zone_file(copy, tmp_path), "name"))
-        digests.append([hashlib.sha256(path.read_bytes()).hexdigest() for path in made.files])
+        digests.append([hashlib.sha256(path.read_bytes()).hexdigest() for path in map(Path, made.files)])
     assert digests[0] == digests[1]
     assert {path: path.read_bytes() for path in before} == before
     assert verify_run(copy).ok
@@ -398,11 +400,11 @@ def test_a_damaged_run_is_refused_and_nothing_is_half_written(copy: Path) -> Non
     assert not list((copy / "products").glob("*")) if (copy / "products").exists() else True
 
 
-class FailingStore(Store):
-    """A store whose n-th write fails as on a full disk."""
+class FailingDisk(Disk):
+    """A disk whose n-th write fails as on a full disk."""
 
     def __init__(self, root: Path, fails_at: int) -> None:
-        super().__init__(root)
+        super().__init__(place_of(root))
         self.left = fails_at
 
     def _write(self, file, data) -> None:  # type: ignore[no-untyped-def]
@@ -414,11 +416,11 @@ class FailingStore(Store):
 
 def test_a_full_disk_leaves_no_half_written_layer_and_the_earlier_one(copy: Path) -> None:
     made = make_products(copy, zones=Cells(453.0))
-    before = {path.name: path.read_bytes() for path in made.files}
+    before = {path.name: path.read_bytes() for path in map(Path, made.files)}
     codes = []
     for fails_at in range(1, 500, 3):
         try:
-            make_products(FailingStore(copy, fails_at), zones=Cells(453.0))
+            make_products(Store(FailingDisk(copy, fails_at)), zones=Cells(453.0))
             break
         except StoreError as error:
             codes.append(error.code)

@@ -147,13 +147,13 @@ def test_a_mask_is_one_from_the_stored_step_of_its_threshold(make: Make, tmp_pat
 
 def test_there_and_back_gives_the_first_run_again(make: Make, tmp_path: Path) -> None:
     first = make()
-    there = rethreshold(first, {"dark": Change(0.7, 500)}, tmp_path / "there", executor="serial").path
-    back = rethreshold(there, {"dark": Change(0.5, 0)}, tmp_path / "back", executor="serial").path
+    there = Path(rethreshold(first, {"dark": Change(0.7, 500)}, tmp_path / "there", executor="serial").path)
+    back = Path(rethreshold(there, {"dark": Change(0.5, 0)}, tmp_path / "back", executor="serial").path)
     assert digests(back) == digests(first)
 
 
 def test_scores_are_shared_with_the_old_run_and_outlive_it(base: Path, tmp_path: Path) -> None:
-    new = rethreshold(base, {"bright": 0.4}, executor="serial").path
+    new = Path(rethreshold(base, {"bright": 0.4}, executor="serial").path)
     assert new == tmp_path / "base-v2"
     shared = {p.relative_to(new).as_posix() for p in new.rglob("*") if p.is_file() and p.stat().st_nlink > 1}
     stored = {p.relative_to(base).as_posix() for kind in ("masks.zarr/score/c", "contributed") for p in (base / kind).rglob("*")}
@@ -161,21 +161,21 @@ def test_scores_are_shared_with_the_old_run_and_outlive_it(base: Path, tmp_path:
     shutil.rmtree(base)
     assert verify_run(new).ok
     assert resume_run(new).complete
-    assert rethreshold(new, {"bright": 0.5}, executor="serial").path == tmp_path / "base-v3"
+    assert Path(rethreshold(new, {"bright": 0.5}, executor="serial").path) == tmp_path / "base-v3"
 
 
 def test_versions_lie_beside_the_run_under_the_next_free_number(tmp_path: Path) -> None:
-    assert next_version(tmp_path / "water") == tmp_path / "water-v2"
-    assert next_version(tmp_path / "water-v9") == tmp_path / "water-v10"
+    assert next_version(tmp_path / "water") == str(tmp_path / "water-v2")
+    assert next_version(tmp_path / "water-v9") == str(tmp_path / "water-v10")
     (tmp_path / "water-v2").mkdir()
     (tmp_path / "water-v3").write_text("")
-    assert next_version(tmp_path / "water") == tmp_path / "water-v4"
+    assert next_version(tmp_path / "water") == str(tmp_path / "water-v4")
 
 
 def test_an_extended_run_can_be_given_thresholds_of_its_own_and_of_added_prompts(make: Make, base: Path, tmp_path: Path) -> None:
     add_prompts(base, ["even"], executor="serial")
     add_prompts(base, ["odd"], threshold=0.6, executor="serial")
-    new = rethreshold(base, {"dark": 0.4, "even": 0.45}, tmp_path / "new", executor="serial").path
+    new = Path(rethreshold(base, {"dark": 0.4, "even": 0.45}, tmp_path / "new", executor="serial").path)
     fresh = make(prompts=("bright", "dark", "even", "odd"), thresholds=(0.5, 0.4, 0.45, 0.6))
     assert digests(new) == digests(fresh)
     assert verify_run(new).ok
@@ -185,12 +185,12 @@ def test_the_published_prompts_are_taken_while_others_are_being_added(make: Make
     add_prompts(base, ["even"], executor="serial")
     (base / "extensions/0001/receipts/t0000/y0000_x0000.json").unlink()
     shutil.copy(make() / "COMPLETE.json", base)  # as a driver leaves it that is killed before it publishes
-    new = rethreshold(base, {"bright": 0.4}, tmp_path / "new", executor="serial").path
+    new = Path(rethreshold(base, {"bright": 0.4}, tmp_path / "new", executor="serial").path)
     assert digests(new) == digests(make(thresholds=(0.4, 0.5)))
 
 
 def test_a_rethresholded_run_can_be_given_more_prompts(make: Make, base: Path, tmp_path: Path) -> None:
-    new = rethreshold(base, {"bright": 0.4}, tmp_path / "new", executor="serial").path
+    new = Path(rethreshold(base, {"bright": 0.4}, tmp_path / "new", executor="serial").path)
     (base / "COMPLETE.json").unlink()  # its scores are not asked for new prompts
     add_prompts(new, ["even"], executor="serial")
     fresh = digests(make(prompts=("bright", "dark", "even"), thresholds=(0.4, 0.5, 0.5)))
@@ -281,7 +281,7 @@ def test_a_folder_that_holds_something_is_refused_and_stays_as_it_is(make: Make,
 @pytest.fixture
 def halfway(base: Path, tmp_path: Path) -> Path:
     """A new run of which one chunk is still missing."""
-    new = rethreshold(base, {"bright": 0.4}, tmp_path / "new", executor="serial").path
+    new = Path(rethreshold(base, {"bright": 0.4}, tmp_path / "new", executor="serial").path)
     (new / "COMPLETE.json").unlink()
     (new / "receipts/t0000/y0000_x0000.json").unlink()
     return new
@@ -353,7 +353,7 @@ def test_damaged_scores_are_named_and_mended_in_the_old_run_first(
 
 
 def test_damage_in_the_new_run_is_mended_from_the_old_one(make: Make, base: Path, tmp_path: Path) -> None:
-    new = rethreshold(base, {"bright": 0.4}, tmp_path / "new", executor="serial").path
+    new = Path(rethreshold(base, {"bright": 0.4}, tmp_path / "new", executor="serial").path)
     for path in ("masks.zarr/mask/c/0/0/0/0", "masks.zarr/score/c/0/0/0/1", "parts/t0001/y0001_x0000.parquet"):
         (new / path).unlink()
         (new / path).write_bytes(b"damaged")

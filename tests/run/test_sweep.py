@@ -33,7 +33,9 @@ def test_pixels_and_areas_are_those_of_the_footprints_at_each_threshold(run: Pat
     swept = {each.prompt.text: each for each in sweep(run)}
     for threshold in (0.5, 0.83):
         out = (
-            run if threshold == 0.5 else rethreshold(run, {"dark": threshold}, tmp_path / f"{threshold}", executor="serial").path
+            run
+            if threshold == 0.5
+            else Path(rethreshold(run, {"dark": threshold}, tmp_path / f"{threshold}", executor="serial").path)
         )
         frame = geopandas.read_parquet(out / "footprints.parquet")
         for t in (None, 0, 1):
@@ -57,7 +59,7 @@ def test_counts_are_those_of_the_score_cube_as_any_reader_sees_it(run: Path) -> 
 
 
 def test_the_threshold_of_the_run_has_a_row_of_its_own(run: Path, tmp_path: Path) -> None:
-    out = rethreshold(run, {"bright": 0.456}, tmp_path / "new", executor="serial").path
+    out = Path(rethreshold(run, {"bright": 0.456}, tmp_path / "new", executor="serial").path)
     first, second = sweep(out)
     assert [row.threshold for row in first.rows()] == [0.1, 0.2, 0.3, 0.4, 0.456, 0.5, 0.6, 0.7, 0.8, 0.9]
     assert len(second.rows()) == 9
