@@ -1,48 +1,62 @@
 """In which order chunks are handed out: neighbours together, so that what they share is at hand.
 
-Each time step is cut into strips, as wide as the edges of a row of chunks can be kept; in a strip chunks go row by row. What is
-dealt out to worker processes are pieces of that order: large and about square at first, for what two pieces share is computed
-by both; smaller and smaller towards the end, so that nobody waits long for the last one (Flynn Hummel, Schonberg and Flynn 1992,
-doi:10.1145/135226.135232).
+Each time step is cut into strips, as wide as the edges of a row of chunks can be kept; in a strip chunks go row by row. Several
+processes get pieces of that order, about square, for what lies between two pieces is computed by both.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 Index = tuple[int, int, int]
 """(t, iy, ix) of a chunk."""
 
-ROUNDS = 2
-"""Pieces that each process would get if all were as large as the next one."""
+PIECES_EACH = 4
+"""Pieces for each process: more of them balance better, fewer share more. Who has none left helps with another's."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Chunks of time step `t` in the strip of columns `first` to before `last`: row by row, places `start` to before `stop`."""
+
+    t: int
+    first: int
+    last: int
+    start: int
+    stop: int
+
+    @property
+    def width(self) -> int:
+        """Chunks abreast."""
+        return self.last - self.first
 
 
 def groups(steps: int, chunks_yx: tuple[int, int], *, processes: int = 1, widest: int | None = None) -> Iterator[list[Index]]:
-    """All chunks of a run in groups of neighbours; a process that takes consecutive groups goes on where it was.
+    """All chunks of a run in groups of neighbours; with one process, in rows of strips, so that few are held at a time."""
+    for piece in pieces(steps, chunks_yx, processes=processes, widest=widest):
+        size = piece.width if processes == 1 else piece.stop - piece.start
+        for start in range(piece.start, piece.stop, size):
+            yield [(piece.t, at // piece.width, piece.first + at % piece.width) for at in range(start, start + size)]
+
+
+def pieces(steps: int, chunks_yx: tuple[int, int], *, processes: int = 1, widest: int | None = None) -> Iterator[Piece]:
+    """What one process computes in one go: strips where there is but one, pieces of strips where there are several.
 
     Parameters
     ----------
-    processes : that the groups are dealt out to. With one, a group is a row of a strip.
+    processes : that the pieces are dealt out to.
     widest : chunks abreast in a strip at most; None: as many as there are.
     """
     ny, nx = chunks_yx
-    left = steps * ny * nx
+    size = ny * nx if processes == 1 else min(ny * nx, max(1, steps * ny * nx // (PIECES_EACH * processes)))
+    square = nx if size == ny * nx else math.ceil(math.sqrt(size))
     for t in range(steps):
-        size = ny * nx if processes == 1 else _share(left, processes)
-        square = nx if size >= ny * nx else math.ceil(math.sqrt(size))
         for first, last in _strips(nx, min(widest or nx, square)):
-            width = last - first
-            done = 0
-            while done < width * ny:
-                some = min(width if processes == 1 else _share(left, processes), width * ny - done)
-                yield [(t, place // width, first + place % width) for place in range(done, done + some)]
-                done += some
-                left -= some
-
-
-def _share(left: int, processes: int) -> int:
-    return max(1, left // (ROUNDS * processes))
+            end = (last - first) * ny
+            for start in range(0, end, size):
+                yield Piece(t, first, last, start, min(start + size, end))
 
 
 def _strips(nx: int, width: int) -> Iterator[tuple[int, int]]:

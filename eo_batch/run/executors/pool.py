@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from eo_batch.core.clusters import ClusterSpec
 from eo_batch.core.errors import ResourceError
+from eo_batch.run.crew import crew_of
 from eo_batch.run.executors.dealing import Task
 from eo_batch.run.executors.dispatch import Dispatch, Tell
 
@@ -36,8 +37,8 @@ class PoolExecutor:
 
     @property
     def processes(self) -> int:
-        """See `Executor.processes`: workers that are there now."""
-        return len(self._client.nthreads()) or 1
+        """See `Executor.processes`: workers that are there now, or will be."""
+        return max(len(self._client.nthreads()), crew_of(self._cluster).processes)
 
     def __enter__(self) -> Any:
         self._client = self._open()
