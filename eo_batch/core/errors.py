@@ -161,6 +161,7 @@ class ResourceError(EoBatchError):
         "worker-memory": 7,
         "worker-lost": 7,
         "no-gpu": 7,
+        "gpu-lost": 7,
         "cluster-unreachable": 4,
         "cluster-lost": 4,
         "cluster-versions": 7,

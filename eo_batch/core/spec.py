@@ -19,6 +19,8 @@ from eo_batch.core.prompts import Prompt, PromptSet, normalise_text
 from eo_batch.core.table import Table
 
 MAX_CONFIG_BYTES = 1_000_000
+UNION_MEMBERS = ("str", "AssetRef", "constrained-int", "int", "literal['auto']")
+"""What pydantic adds to the path of a key that may hold values of several kinds."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
@@ -101,8 +103,16 @@ class ModelSpec(Table):
     name: Name = Field("spectral", description="see `eo-batch models list`")
     window_px: int = Field(512, ge=16, le=4096, description="side of a model window in pixels")
     overlap: float = Field(0.25, ge=0, lt=1, description="share of a window that it shares with its neighbour")
-    batch: int = Field(4, ge=1, le=256, description="windows per model call; part of the run's identity")
+    batch: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = Field(
+        4, description='windows per model call, part of what the run is; "auto": as many as fit into memory, found at the start'
+    )
     options: dict[str, str | int | float | bool] = Field(default_factory=dict, description="settings of the segmenter")
+
+    @property
+    def fixed_batch(self) -> int:
+        """`batch` as a number: of a run it always is one."""
+        assert self.batch != "auto", "a batch must be settled before anything is computed"
+        return self.batch
 
 
 class PromptSpec(Table):
@@ -300,7 +310,7 @@ def validate(model: type[Table], document: dict[str, Any], *, where: str) -> Any
 
 def _explain(model: type[Table], error: ValidationError, where: str) -> ConfigError:
     first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
-    path = [part for part in first["loc"] if not (isinstance(part, str) and part in ("str", "AssetRef"))]
+    path = [part for part in first["loc"] if not (isinstance(part, str) and part in UNION_MEMBERS)]
     key = ".".join(str(part + 1) if isinstance(part, int) else part for part in path) or "the file"
     if first["type"] == "extra_forbidden":
         known = _keys_at(model, path[:-1])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ LOST = (
     "CUDNN_STATUS_INTERNAL_ERROR",
 )
 """What a torch error says after which nothing more can be computed on a GPU by this process."""
+_Seen = TypeVar("_Seen")
 UNITS = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
@@ -96,13 +97,13 @@ def is_lost(error: RuntimeError) -> bool:
 
 
 def lost_device(device: torch.device, error: RuntimeError, *, where: str) -> ResourceError:
-    """`no-gpu` for what `is_lost`."""
+    """`gpu-lost`, for what `is_lost`."""
     return ResourceError(
-        "no-gpu",
+        "gpu-lost",
         f"{name_of(device)} failed in the middle of the work",
         where=where,
         why=first_line(error),
-        fix="This process can compute nothing more: its chunks are computed elsewhere, or when the run is resumed.",
+        fix="This process can compute nothing more. Look at the GPU (nvidia-smi), then continue with eo-batch resume.",
     )
 
 
@@ -112,10 +113,20 @@ def room_of(device: torch.device, error: Exception) -> tuple[int, int] | None:
         return None
     tried = re.search(r"Tried to allocate ([0-9.]+) (bytes|KiB|MiB|GiB)", str(error))
     wanted = int(float(tried[1]) * UNITS[tried[2]]) if tried else 0
-    return torch.cuda.max_memory_allocated(device) + wanted, available(device)
+    return torch.cuda.max_memory_allocated(device) + wanted, usable(device)
 
 
-def available(device: torch.device) -> int:
+def gpu_use(device: torch.device, see: Callable[[], _Seen], decide: Callable[[_Seen], object]) -> tuple[int, int]:
+    """Bytes that remain on a GPU between seeing and deciding, and the most that this process held there."""
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    seen = see()
+    held = torch.cuda.memory_allocated(device) - before
+    decide(seen)
+    return held, torch.cuda.max_memory_reserved(device)
+
+
+def usable(device: torch.device) -> int:
     """Bytes of a GPU that are this process's or nobody's."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device)

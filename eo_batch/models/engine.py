@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 import torch
 
 from eo_batch.core.errors import ModelError
+from eo_batch.models.batch import GPU_BATCHES, SAFE_SHARE
 from eo_batch.models.busy import counted
 from eo_batch.models.devices import (
     find_device,
@@ -33,10 +34,6 @@ from eo_batch.models.weights.watch import Watch
 
 TRIES = 3
 """How often a call is made for which the memory of a GPU does not suffice."""
-LADDER = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-"""Batches that are advised, and that `models.batch` chooses among."""
-SAFE_SHARE = 0.85
-"""Of the memory of a device that a batch may take: what is free is in pieces, and calls differ."""
 
 _Network = TypeVar("_Network", bound=torch.nn.Module)
 _Answer = TypeVar("_Answer")
@@ -116,7 +113,7 @@ class Engine(Generic[_Network]):
         Raises
         ------
         ModelError : `model-oom`: `what` does not fit in the memory of the device.
-        ResourceError : `no-gpu`: the device failed, and this process can compute nothing more.
+        ResourceError : `gpu-lost`: the device failed, and this process can compute nothing more.
         IntegrityError : `weights-altered`: what was computed may be wrong.
         """
         try:
@@ -210,7 +207,7 @@ def open_once(
 
 def _smaller(windows: int, needed: int, free: int) -> str:
     """What to do about a batch that does not fit; bytes are those beside the weights."""
-    fits = [batch for batch in LADDER if batch < windows and batch * needed <= SAFE_SHARE * free * windows]
+    fits = [batch for batch in GPU_BATCHES if batch < windows and batch * needed <= SAFE_SHARE * free * windows]
     if fits:
         return f'Plan with batch {fits[-1]}: a new run with model.batch = {fits[-1]}, or "auto".'
     return 'Not even one window fits: set precision = "bfloat16", or use a larger GPU.'

@@ -42,7 +42,7 @@ class SegmenterEntry:
     needs : importable modules that it cannot do without.
     extra : extra of eo-batch that brings those modules, or "".
     weights : names of the published weights that it answers with; none where it needs none.
-    has_threads : its option `threads` says how many threads one call takes on a CPU.
+    has_threads : its options `threads` and `device` say how many threads one call takes on a CPU, and what it computes on.
     needs_own_weights : there are none to fetch: users bring theirs, by option or as NAME/NAME.safetensors in the weights folder.
     """
 
@@ -188,6 +188,14 @@ def with_threads(model: ModelSpec, threads: int) -> ModelSpec:
     if not has_threads or "threads" in model.options:
         return model
     return model.model_copy(update={"options": {**model.options, "threads": min(threads, MOST_THREADS)}})
+
+
+def with_device(model: ModelSpec, device: str) -> ModelSpec:
+    """The table with `options.device` for a segmenter that has this option, unless the table names one already."""
+    has_device = any(entry.has_threads for entry in list_segmenters() if entry.name == model.name)
+    if not has_device or model.options.get("device", "auto") != "auto":
+        return model
+    return model.model_copy(update={"options": {**model.options, "device": device}})
 
 
 def load_segmenter(model: ModelSpec, bands: Sequence[str]) -> Segmenter:

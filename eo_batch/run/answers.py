@@ -147,7 +147,7 @@ class FreshAnswers:
                 grid=self.inputs.grid,
                 chunk=visit.chunk,
                 prompts=len(self.prompts),
-                batch=self.inputs.request.spec.model.windows_per_call,
+                batch=self.inputs.request.spec.model.fixed_batch,
                 encode=self.features.encode if self.features else None,
                 visit=visit,
             )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eo_batch.core.clusters import ClusterSpec
-from eo_batch.core.errors import ConfigError
+from eo_batch.core.errors import ConfigError, ResourceError
 from eo_batch.models.inference import probe_segmenter
 from eo_batch.models.registry import load_segmenter
 from eo_batch.models.segmenter import Segmenter, prompt_warnings
@@ -33,6 +33,7 @@ from eo_batch.run.manifest import (
     SegmenterIdentity,
     check_resumable,
     check_same_request,
+    identity_of,
     read_inputs,
     read_manifest,
     read_request,
@@ -42,6 +43,7 @@ from eo_batch.run.merge import merge_and_publish, read_marker
 from eo_batch.run.order import Index
 from eo_batch.run.plan import make_inputs_of, make_plan
 from eo_batch.run.request import Request
+from eo_batch.run.settled import settle
 from eo_batch.run.sitting import Sitting, sit
 from eo_batch.run.verify import forget_damaged_manifests, requeue_damaged
 from eo_batch.version import __version__
@@ -126,6 +128,8 @@ def start_run(
         _refuse_run(store, request)
     _refuse_foreign(store)
     segmenter = load_segmenter(spec.model, spec.source.bands)
+    request = settle(request, segmenter, cluster)
+    spec = request.spec
     for text in prompt_warnings(segmenter, spec.prompt_set):
         listener(Event("warning", text))
     probe = probe_segmenter(
@@ -133,7 +137,7 @@ def start_run(
         spec.prompt_set,
         spec.source.bands,
         window_px=spec.model.window_px,
-        batch=spec.model.batch,
+        batch=spec.model.fixed_batch,
         keeps_features=check_keeps(segmenter, spec.cache) is not None,
     )
     if not probe.position_independent:
@@ -198,8 +202,13 @@ def resume_run(
 def _who_answers(store: Generation, inputs: RunInputs) -> SegmenterIdentity:
     """The segmenter that goes on with a run; errors as `check_resumable`."""
     spec = inputs.request.spec
-    identity = kept_identity(store) or identity_from(load_segmenter(spec.model, spec.source.bands))
     manifest = next((found for each in reversed(generations(store.where)) if (found := read_manifest(each))), None)
+    try:
+        identity = kept_identity(store) or identity_from(load_segmenter(spec.model, spec.source.bands))
+    except ResourceError as error:
+        if error.code != "no-gpu" or manifest is None:
+            raise
+        identity = identity_of(manifest)  # workers may have the GPU that is not here; each holds its own segmenter against it
     if manifest is not None:
         check_resumable(manifest, inputs, segmenter_digest=identity.digest)
     return identity

@@ -134,6 +134,8 @@ def load(model: str | ModelSpec | Segmenter, bands: Sequence[str]) -> tuple[Mode
     """
     if isinstance(model, str):
         model = ModelSpec(name=model, batch=1)
+    if isinstance(model, ModelSpec) and model.batch == "auto":
+        model = model.model_copy(update={"batch": 1})
     if not isinstance(model, ModelSpec):
         needed = model.info.bands or ()
         if not set(needed) <= set(bands):
@@ -207,7 +209,7 @@ def check_memory(picture: Picture, info: SegmenterInfo, *, prompts: int, side: i
     ResourceError : `plan-too-big`.
     """
     pixels = picture.valid.size
-    call = info.memory_bytes(bands=len(picture.bands), prompts=prompts, window_px=side, batch=1 if whole else spec.batch)
+    call = info.memory_bytes(bands=len(picture.bands), prompts=prompts, window_px=side, batch=1 if whole else spec.fixed_batch)
     if whole and info.network_px is None:
         call = info.memory_bytes(bands=len(picture.bands), prompts=prompts, window_px=int(np.sqrt(pixels)) + 1, batch=1)
     needed = call + pixels * (2 * picture.pixels.itemsize * len(picture.bands) + 13 * prompts)
@@ -252,7 +254,7 @@ def _logits(
         return score_image(segmenter, features, pixels=pixels, valid=picture.valid, prompts=len(prompts), where=picture.name)
     grid = image_grid(picture.shape, window_px=window_px, overlap=spec.overlap)
     return _score_windows(
-        segmenter, features, pixels, picture.valid, grid=grid, prompts=len(prompts), batch=spec.batch, listener=listener
+        segmenter, features, pixels, picture.valid, grid=grid, prompts=len(prompts), batch=spec.fixed_batch, listener=listener
     )
 
 

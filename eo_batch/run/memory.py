@@ -111,13 +111,15 @@ def memory_of(
 ) -> Memory:
     """Memory that a run takes on a cluster."""
     asked = inputs.request.spec.limits.memory_gb
+    is_asked_for = cluster.kind in ("slurm", "pbs", "kubernetes")
+    worker_gb = cluster.asked_gb if is_asked_for else cluster.memory_gb
     free = int(asked * 1e9) if asked else int(psutil.virtual_memory().available * SAFE_SHARE)
     return Memory(
         per_chunk=_chunk_bytes(inputs, segmenter, covered, prompts=prompts),
         shared=segmenter.info.fixed_bytes,
         chunk_px=inputs.grid.chunk_px,
         crew=crew,
-        worker_limit=None if cluster.memory_gb is None else int(cluster.memory_gb * 1e9),
+        worker_limit=None if worker_gb is None else int(worker_gb * 1e9),
         here_limit=free if crew.is_here else None,
     )
 
@@ -134,7 +136,9 @@ def _chunk_bytes(inputs: RunInputs, segmenter: Segmenter, covered: Coverage, *, 
         held = min(MEDIAN_BYTES, deepest * padded * 4 * (bands + 1))
         reading += held + held // bands
     keeps = spec.cache.features
-    scoring = inference_bytes(segmenter.info, grid, bands=bands, prompts=prompts, batch=spec.model.batch, keeps_features=keeps)
+    scoring = inference_bytes(
+        segmenter.info, grid, bands=bands, prompts=prompts, batch=spec.model.fixed_batch, keeps_features=keeps
+    )
     blending = interior * (2 * prompts + deepest) + scoring - segmenter.info.fixed_bytes
     return int(scene + max(reading, blending))
 

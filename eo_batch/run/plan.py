@@ -27,6 +27,7 @@ from eo_batch.run.manifest import RANK_PROPERTY, RunInputs, make_inputs
 from eo_batch.run.memory import SAFE_SHARE, Memory, gb, memory_of
 from eo_batch.run.price import Price, measure_price
 from eo_batch.run.request import Request
+from eo_batch.run.settled import settle
 from eo_batch.run.status import pixel_area_km2
 from eo_batch.sources.search import search_items
 from eo_batch.sources.stack import open_source
@@ -64,6 +65,7 @@ class Plan:
     chunks_with_data: int
     windows: int
     windows_distinct: int
+    batch: int
     area_km2: float
     bytes_to_read: int
     memory: Memory
@@ -129,6 +131,7 @@ class Plan:
                 f"{self.windows:,}",
                 f"{self.recomputed:.2f}x: windows that two chunks share are {self._shared_work} by both",
             ),
+            ("batch", f"{self.batch}", "windows per call: part of what the run is"),
             ("to read", gb(self.bytes_to_read), "decoded pixels"),
             ("workers", self._workers, self.cluster),
             *self._memory_rows(),
@@ -249,8 +252,9 @@ def plan_run(
     spec = request.spec
     segmenter = load_segmenter(spec.model, spec.source.bands)
     segmenter.encode_prompts(spec.prompt_set)
-    inputs = make_inputs_of(request, listener=listener)
-    return make_plan(inputs, segmenter, cluster=choose_cluster(spec.cluster, executor, workers, base=request.folder), out=out)
+    cluster = choose_cluster(spec.cluster, executor, workers, base=request.folder)
+    inputs = make_inputs_of(settle(request, segmenter, cluster), listener=listener)
+    return make_plan(inputs, segmenter, cluster=cluster, out=out)
 
 
 def halo_region(region: Region, grid: Grid, on_grid: RegionOnGrid) -> Region:
@@ -313,10 +317,11 @@ def make_plan(
     cluster = cluster or spec.cluster
     keeper = check_keeps(segmenter, spec.cache)
     asked = prompts or spec.prompt_set
-    crew = crew_of(cluster, device=segmenter.info.device)
+    crew = crew_of(cluster)
     covered = coverage_of(inputs)
     bytes_to_read = covered.pixels * (2 * len(spec.source.bands) + 1)
-    price = measure_price(segmenter, asked, spec.source.bands, window_px=grid.window_px, batch=spec.model.batch, keeper=keeper)
+    batch = spec.model.fixed_batch
+    price = measure_price(segmenter, asked, spec.source.bands, window_px=grid.window_px, batch=batch, keeper=keeper)
     kept = _kept(price, covered, spec.cache, segmenter.info.digest, out)
     scoring_s = price.windows_s(covered.windows, prompts=len(asked), loaded=kept.loaded)
     free, disk_gb = Store(out or Path.cwd()).free_bytes(), spec.limits.disk_gb
@@ -332,6 +337,7 @@ def make_plan(
         chunks_with_data=covered.chunks_with_data,
         windows=covered.windows,
         windows_distinct=covered.windows_distinct,
+        batch=batch,
         area_km2=inputs.region.polygons.area * pixel_area_km2(inputs),
         bytes_to_read=bytes_to_read,
         memory=memory_of(inputs, segmenter, covered, prompts=len(asked), cluster=cluster, crew=crew),

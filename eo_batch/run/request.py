@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from eo_batch.core.digest import canonical_json, digest
 from eo_batch.core.errors import ConfigError
 from eo_batch.core.grid import Grid
 from eo_batch.core.region import Region, RegionOnGrid, make_grid, region_from_bbox, region_from_geojson, region_from_parts
-from eo_batch.core.spec import MAX_CONFIG_BYTES, CatalogSpec, PipelineSpec, parse_pipeline, validate
+from eo_batch.core.spec import MAX_CONFIG_BYTES, CatalogSpec, ModelSpec, PipelineSpec, parse_pipeline, validate
 
 MAX_GEOJSON_BYTES = 64_000_000
 
@@ -69,6 +69,10 @@ class Request:
                 "catalog_found": self.catalog_found,
             }
         )
+
+    def with_model(self, model: ModelSpec) -> Request:
+        """The same, answered by `model`."""
+        return replace(self, spec=self.spec.model_copy(update={"model": model}))
 
     def _parts(self) -> list[Any]:
         return [json.loads(json.dumps(part.__geo_interface__)) for part in self.region.parts]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from eo_batch.core.clusters import ClusterSpec
-from eo_batch.core.errors import AssetError, EoBatchError, IntegrityError, ResourceError, StoreError
+from eo_batch.core.errors import AssetError, EoBatchError, IntegrityError, ResourceError, ResumeError, StoreError
 from eo_batch.core.grid import chunk_index, chunk_key
 from eo_batch.core.hrefs import redact
 from eo_batch.core.records import ChunkFailure, ChunkReceipt
@@ -25,10 +25,13 @@ from eo_batch.run.generations import Generation
 from eo_batch.run.ledger import failures, put_failure, receipt_keys
 from eo_batch.run.manifest import RunInputs, read_manifest
 from eo_batch.run.merge import read_marker
-from eo_batch.run.order import Index, groups
+from eo_batch.run.order import Index
+from eo_batch.run.shared_windows import groups_of
 from eo_batch.run.status import pixel_area_km2
 from eo_batch.run.task import execute, forget_contexts, prepare
 
+NO_DEVICE = ("no-gpu", "gpu-lost")
+"""Codes of failures that are no chunk's: there is nothing left that could compute."""
 STOP_AFTER_EQUAL = 20
 """Stop early after so many failures in a row with one code, unless they are allowed: the archive is down."""
 ITEM = " of item "
@@ -123,7 +126,7 @@ class Sitting:
             )
         )
         self._leave_out_blocked()
-        missing = self._groups(folder, manifest["digest"])
+        missing = self._groups(folder, manifest["digest"], processes=pool.processes)
         try:
             for task, result in pool.outcomes(execute, missing, stop=stop, tell=self._tell_worker):
                 self._judge(task, result)
@@ -148,8 +151,8 @@ class Sitting:
                 self.left_out[index] = True
                 self._record(failure)
 
-    def _groups(self, folder: str, run_digest: str) -> Iterator[Group]:
-        every = groups(len(self.inputs.steps), self.inputs.grid.chunks_yx)
+    def _groups(self, folder: str, run_digest: str, *, processes: int) -> Iterator[Group]:
+        every = groups_of(self.inputs, processes=processes)
         for group in every if self.only is None else ([index] for index in self.only):
             yield [(folder, run_digest, *index) for index in group if not self.left_out[index]]
 
@@ -166,7 +169,10 @@ class Sitting:
             data = {"key": result.key, "status": result.status, "polygons": result.polygons, **result.telemetry}
             self._tell("chunk", f"chunk {result.key}: {result.status}", data)
             return
-        if isinstance(result, StoreError | IntegrityError) or not isinstance(result, Exception):
+        if isinstance(result, StoreError | IntegrityError | ResumeError) or getattr(result, "code", "") in NO_DEVICE:
+            self.fatal = self.fatal or result
+            return
+        if not isinstance(result, Exception):
             self.fatal = self.fatal or result
             return
         self._fail(chunk_key(*task[2:]), result)

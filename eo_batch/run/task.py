@@ -25,7 +25,7 @@ from eo_batch.run.answers import Answered, Answers, fresh_answers
 from eo_batch.run.earlier import added_prompts, check_scene, earlier_of
 from eo_batch.run.generations import Generation, with_manifest
 from eo_batch.run.ledger import put_receipt
-from eo_batch.run.manifest import RunInputs, read_inputs
+from eo_batch.run.manifest import RunInputs, check_answers, read_inputs, read_manifest
 from eo_batch.run.stopwatch import Stopwatch
 from eo_batch.run.stored import stored_answers
 
@@ -49,10 +49,21 @@ class RunContext:
 
 
 def make_context(store: Generation, inputs: RunInputs, segmenter: Segmenter | None = None) -> RunContext:
-    """Context of a run: the only place that chooses who answers."""
+    """Context of a run: the only place that chooses who answers.
+
+    Raises
+    ------
+    ResumeError : `weights-changed`: the segmenter here is not that of the run.
+    """
     prompts = added_prompts(store, inputs)
     stored = None if segmenter else stored_answers(store, inputs)
-    return RunContext(store, inputs, prompts, stored or fresh_answers(inputs, prompts, segmenter, store=store))
+    if stored is not None:
+        return RunContext(store, inputs, prompts, stored)
+    fresh = fresh_answers(inputs, prompts, segmenter, store=store)
+    manifest = read_manifest(store)
+    if manifest is not None:
+        check_answers(manifest, fresh.segmenter.info)
+    return RunContext(store, inputs, prompts, fresh)
 
 
 def prepare(folder: str, run_digest: str) -> None:

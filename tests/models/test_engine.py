@@ -115,7 +115,7 @@ def test_a_device_that_failed_is_told_apart_from_a_bug_and_from_full_memory(erro
     compute = failing(error, 1)
     with pytest.raises(ResourceError, match="failed in the middle of the work") as caught:
         make().call(compute, threads=1, what="windows")
-    assert (caught.value.code, compute.calls) == ("no-gpu", 1)
+    assert (caught.value.code, compute.calls) == ("gpu-lost", 1)
 
 
 def test_a_gpu_that_another_process_has_filled_is_full_and_not_lost() -> None:

@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from eo_batch.core.errors import EoBatchError, ResourceError
 from eo_batch.run.executors.dealing import Deal, Task
+from eo_batch.run.executors.process import leave
 
 DEATHS = 4
 """A task that has ended so many workers is given up."""
@@ -180,8 +181,16 @@ class Dispatch:
             result = error
         if isinstance(result, KilledWorker):
             self._suspect(flight)
+        elif getattr(result, "code", "") == "no-gpu" and len(self._threads) > 1:
+            self._send_away(flight)
         else:
             yield flight.task, result
+
+    def _send_away(self, flight: _Flight) -> None:
+        """A worker has not the device that the run needs: others compute what it was given."""
+        self._suspect(flight, was_expected=True)
+        if flight.worker in self._threads:
+            self._client.retire_workers([flight.worker])
 
     def _result(self, future: Any, worker: str) -> Any:
         """What a task gave; KilledWorker where its worker took it along."""
@@ -270,6 +279,8 @@ def outcome_of(work: Callable[..., Any], *task: Any, **again: int) -> Any:
     try:
         return work(*task, **again)
     except EoBatchError as error:
+        if error.code == "gpu-lost":
+            leave()
         return error
     except Exception as error:
         error.add_note("".join(traceback.format_tb(error.__traceback__)))  # the way it came is lost between processes
