@@ -1,4 +1,4 @@
-"""Commands about a run that is there: status, verify, export."""
+"""Commands about a run that is there: status, report, verify, export."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to `app`."""
     app.command("status", epilog=epilog("eo-batch status runs/water-2024 --json"))(status)
+    app.command("report", epilog=epilog("eo-batch report runs/water-2024 --out water-2024.html"))(report)
     app.command("verify", epilog=epilog("eo-batch verify runs/water-2024"))(verify)
     app.command("export", epilog=epilog("eo-batch export runs/water-2024 --out maps"))(export)
 
@@ -36,6 +37,34 @@ def status(run: RunFolder, json: Json = False) -> None:
         print_json(found.as_dict())
     else:
         print_table(found.rows())
+
+
+@command
+def report(
+    run: RunFolder,
+    out: Annotated[Path | None, typer.Option(help="File to write.  [default: report.html in the run]")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Tell a run on one HTML page.
+
+    Result, state of every chunk, what went wrong, who worked when, plan against measurement, seams. Works on unfinished runs too.
+    With --json the facts are printed, and no page is written.
+    """
+    from eo_batch.outputs.store import Store
+    from eo_batch.run.report import report_facts
+    from eo_batch.view.report import report_html
+
+    with Progress(as_json=False, quiet=quiet or json) as progress:
+        facts = report_facts(run, say=lambda done, total: progress.count(done, total, "reading receipts"))
+        if json:
+            print_json(facts.as_dict())
+            return
+        progress.note("drawing")
+        page = report_html(Store(run), facts).encode()
+    store, name = (Store(run), "report.html") if out is None else (Store(out.absolute().parent), out.name)
+    store.put(name, page)
+    print(f"{run}/{name}" if out is None else out)
 
 
 @command

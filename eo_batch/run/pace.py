@@ -158,6 +158,12 @@ def pace_texts(pace: Pace) -> list[str]:
     return texts
 
 
+def worker_text(name: str) -> str:
+    """A worker for people: `10.0.0.7:41233` of an address, "driver" where the driver's own process computes."""
+    scheme, _, place = name.rpartition("://")
+    return "driver" if scheme == "inproc" else place
+
+
 def duration_text(seconds: float) -> str:
     """`12 s`, `3 min`, `1 h 20 min`, `4 d 3 h`."""
     if seconds < 90:

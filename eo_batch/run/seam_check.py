@@ -1,7 +1,8 @@
 """Looks for seams in a finished map: do neighbouring pixels differ more often across the border of two chunks than beside it?
 
-Across a border that nobody sees, masks change as often as anywhere near it. The figures are made from the files of the run
-alone, so they do not trust the code that made them.
+A border is compared with lines of pixels whole strides away from it: these have the same place among the windows of the lattice,
+which leave traces of their own that no chunk size changes. The figures are made from the files of the run alone, so they do not
+trust the code that made them.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from eo_batch.outputs.store import Store
 
 BORDERS = 48
 """Borders that are looked at, half of them upright; spread over the region."""
-REACH_PX = 24
-"""Pixels on both sides of a border that it is compared with."""
+LINES = 8
+"""Lines on each side of a border that it is compared with."""
 FEW = 30
 """Fewer changes than this near the borders tell nothing."""
 DEVIATIONS = 5.0
@@ -87,7 +88,7 @@ def _figures(store: Store, grid: Grid, prompt: int, text: str, borders: list[Bor
 
 @dataclass(frozen=True, eq=False)
 class _Lines:
-    """Lines between two rows of pixels, the border in the middle: pairs that change, sums of changes, observed pairs."""
+    """Lines between two rows of pixels, the border in the middle of them: pairs that change, sums of changes, observed pairs."""
 
     changes: NDArray[np.int64]
     steps: NDArray[np.int64]
@@ -124,8 +125,8 @@ class _Lines:
 
 
 def _lines(store: Store, grid: Grid, array: str, prompt: int, borders: list[Border]) -> _Lines:
-    reach = min(REACH_PX, grid.chunk_px)
-    changes = np.zeros(2 * reach - 1, np.int64)
+    offsets = _offsets(grid)
+    changes = np.zeros(len(offsets), np.int64)
     steps, pairs = np.zeros_like(changes), np.zeros_like(changes)
 
     @lru_cache(maxsize=4)
@@ -141,14 +142,25 @@ def _lines(store: Store, grid: Grid, array: str, prompt: int, borders: list[Bord
             continue
         if first[2] == second[2]:
             here, there = here.T, there.T
-        strip = np.concatenate([here[:, -reach:], there[:, :reach]], axis=1).astype(np.int16)
-        seen = strip < NO_OBSERVATION
-        both = seen[:, 1:] & seen[:, :-1]
-        step = np.abs(np.diff(strip, axis=1)) * both
+        both = np.concatenate([here, there], axis=1)
+        at = grid.chunk_px + offsets
+        left, right = both[:, at - 1].astype(np.int16), both[:, at].astype(np.int16)
+        seen = (left < NO_OBSERVATION) & (right < NO_OBSERVATION)
+        step = np.abs(left - right) * seen
         changes += (step > 0).sum(axis=0)
         steps += step.sum(axis=0)
-        pairs += both.sum(axis=0)
+        pairs += seen.sum(axis=0)
     return _Lines(changes, steps, pairs)
+
+
+def _offsets(grid: Grid) -> NDArray[np.int64]:
+    """Pixels from a border to the lines that are looked at, itself in the middle.
+
+    Where chunks are smaller than a stride, there is no line at the same place of the lattice, and the nearest ones must do.
+    """
+    apart = grid.stride_px if 2 * grid.stride_px < grid.chunk_px else 1
+    count = min(LINES, (grid.chunk_px - 1) // apart)
+    return np.arange(-count, count + 1) * apart
 
 
 def _borders(made: NDArray[np.bool_]) -> list[Border]:

@@ -20,7 +20,7 @@ from eo_batch.run.journal import Line, epochs, moment, newest_lines
 from eo_batch.run.lease import holder
 from eo_batch.run.ledger import failures, receipt_keys
 from eo_batch.run.manifest import RunInputs, read_manifest, read_request
-from eo_batch.run.pace import Pace, duration_text, number, pace_of, pace_texts
+from eo_batch.run.pace import Pace, duration_text, number, pace_of, pace_texts, worker_text
 
 NEWEST_SEGMENTS = 4
 """Segments of the journal that are read for the pace: a run of a million chunks has thousands."""
@@ -107,7 +107,7 @@ class Status:
             heard = max(0.0, (self.seen - worker.last_time).total_seconds())
             what = "lost" if worker.is_lost else f"{worker.last or 'no chunk yet'}, {duration_text(heard)} ago"
             at = f" on {worker.host}" if worker.host else ""
-            rows.append((f"worker {worker.name}", f"{what}{at}; {worker.chunks:,} chunks lately"))
+            rows.append((f"worker {worker_text(worker.name)}", f"{what}{at}; {worker.chunks:,} chunks lately"))
         if len(self.pace.workers) > 2 * SHOWN:
             rows.append(("workers", f"{len(self.pace.workers) - 2 * SHOWN:,} more"))
         return rows

@@ -6,11 +6,11 @@ import sys
 
 
 def worker_name() -> str:
-    """Name of the Dask worker that runs the task of this thread; "driver" where there is none."""
+    """Address of the Dask worker that runs the task of this thread, by which its coming and going is told; else "driver"."""
     distributed = sys.modules.get("distributed")  # no worker without it, and no reason to load it
     if distributed is None:
         return "driver"
     try:
-        return str(distributed.get_worker().name)
+        return str(distributed.get_worker().address)
     except ValueError:
         return "driver"
