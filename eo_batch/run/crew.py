@@ -7,9 +7,6 @@ from dataclasses import dataclass
 
 from eo_batch.core.clusters import ClusterSpec
 
-GPU_THREADS = 3
-"""Chunks at once in a process whose segmenter has a GPU: one is scored while the others are read and written."""
-
 
 @dataclass(frozen=True)
 class Crew:
@@ -40,19 +37,25 @@ class Crew:
         return self.at_once if device == "cpu" else self.processes
 
 
-def crew_of(cluster: ClusterSpec, *, device: str = "cpu") -> Crew:
+def crew_of(cluster: ClusterSpec) -> Crew:
     """Workers of `cluster` as far as they are known before it is asked.
 
-    Parameters
-    ----------
-    device : of the segmenter, as it says itself.
+    Raises
+    ------
+    ResourceError : `no-gpu`: it is the GPUs of this machine, and there are none.
     """
     kind, _, argument = cluster.kind.partition(":")
-    threads = cluster.threads or (1 if device == "cpu" else GPU_THREADS)
     if kind == "serial":
         return Crew(1, 1, is_here=True, is_driver=True)
     if kind == "local" and not argument:
         return Crew(1, cluster.workers or os.cpu_count() or 1, is_here=True, is_driver=True)
     if kind == "local":
-        return Crew(int(argument), threads, is_here=True)
-    return Crew(cluster.workers or 1, threads, is_here=kind == "gpus", is_known=cluster.workers is not None)
+        return Crew(int(argument), cluster.threads or 1, is_here=True)
+    if kind == "gpus":
+        from eo_batch.run.gpus import GPU_THREADS, gpu_names  # executors ask for their crew too
+
+        here = len(gpu_names())
+        return Crew(min(cluster.workers or here, here), cluster.threads or GPU_THREADS, is_here=True)
+    is_asked_for = kind not in ("tcp", "tls")
+    threads = cluster.asked_threads if is_asked_for else cluster.threads or 1
+    return Crew(cluster.workers or 1, threads, is_here=False, is_known=is_asked_for or cluster.workers is not None)

@@ -6,6 +6,9 @@ With T seconds of work in all chunks, W chunks at once and a share u of the time
     total     = search + start + computing + merge
     money     = price x processes x (start + computing)
 
+Chunks of a pilot lie apart and share no windows: of the seconds in which the segmenter computes, and of the windows, the share
+is taken that the plan expects when neighbours share.
+
 T is estimated (`estimate`). The tail is the end, when workers run out of chunks: as long as what is left of a chunk when one
 looks at a random moment, E[y^2] / 2 E[y] (renewal theory; Feller, An Introduction to Probability Theory, vol. 2, XI.4), times
 1 - 1/W. Its upper end has the longest chunk there: no order of handing out takes more (Graham 1969, doi:10.1137/0117039).
@@ -43,6 +46,7 @@ class Terms:
     kept_at_work : share of the time in which a worker has a chunk while chunks are left.
     search_s, start_s : until the plan was made, and from then until workers had warmed up.
     longest_s : of the longest chunk of the pilot.
+    window_share : windows that are computed, of those that chunks need.
     price_per_s : of all worker processes; 0: nobody said.
     """
 
@@ -53,6 +57,7 @@ class Terms:
     search_s: float
     start_s: float
     longest_s: float
+    window_share: float
     price_per_s: float
 
     @property
@@ -62,7 +67,8 @@ class Terms:
 
     def follow(self, totals: Figures) -> Figures:
         """Figures of the run from sums over its chunks: seconds, squares (of the seconds), busy_s, windows, polygons, bytes."""
-        seconds = np.maximum(totals["seconds"], 1e-9)
+        saved = totals["busy_s"] * (1.0 - self.window_share)
+        seconds = np.maximum(totals["seconds"] - saved, 1e-9)
         working = seconds / (self.at_once * self.kept_at_work)
         tail = self.waiting * totals["squares"] / (2 * seconds)
         computing = np.maximum(working + tail, self.longest_s)
@@ -73,9 +79,9 @@ class Terms:
             "tail_s": tail,
             "merge_s": merge,
             "total_s": self.search_s + self.start_s + computing + merge,
-            "windows": totals["windows"],
-            "windows_per_s": totals["windows"] / computing,
-            "busy_percent": 100 * totals["busy_s"] / (computing * self.scoring),
+            "windows": totals["windows"] * self.window_share,
+            "windows_per_s": totals["windows"] * self.window_share / computing,
+            "busy_percent": 100 * (totals["busy_s"] - saved) / (computing * self.scoring),
             "bytes_read": totals["bytes_read"],
             "bytes_written": totals["bytes_written"],
         }

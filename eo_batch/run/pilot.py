@@ -66,7 +66,7 @@ class Pilot:
             self._row("computing", "computing_s", "s", f"workers have a chunk {100 * terms.kept_at_work:.0f} % of the time"),
             self._row("read", "bytes_read", "bytes", "decoded pixels"),
             self._row("written", "bytes_written", "bytes", "without what merge adds"),
-            self._row("windows", "windows", "", "computed, as chunks far from each other need them"),
+            self._row("windows", "windows", "", "computed"),
             self._row("windows/s", "windows_per_s", "", "all workers together"),
             self._row("busy", "busy_percent", "%", "of the time the segmenter computes"),
         ]
@@ -150,13 +150,15 @@ class _Watch:
     listener: Listener
     chunks: int
     sample: Sample | None = None
+    windows: float = 0.0
     at_once: int = 1
     began: float = field(default_factory=time.time)
     planned: float = 0.0
 
     def choose(self, inputs: RunInputs) -> Sequence[Index]:
         """The chunks, far from each other one after the other: the first ones of all workers lie everywhere."""
-        self.sample = choose_sample(loads_of(inputs), self.chunks)
+        loads = loads_of(inputs)
+        self.sample, self.windows = choose_sample(loads.work, self.chunks), float(loads.windows.sum(dtype=np.float64))
         golden = (1 + 5**0.5) / 2
         return [self.sample.chunks[i] for i in np.argsort(np.arange(len(self.sample.chunks)) * golden % 1)]
 
@@ -175,7 +177,7 @@ def _judge(store: Store, watch: _Watch, sample: Sample) -> Pilot:
     assert watch.sample is not None
     plan, inputs = read_plan(store), read_inputs(store)
     receipts = [get_receipt(store, chunk_key(*chunk)) for chunk in sample.chunks]
-    took = [_counted(work_of(receipt), receipt, inputs, chunk) for receipt, chunk in zip(receipts, sample.chunks, strict=True)]
+    took = [_alone(work_of(receipt), receipt, inputs, chunk) for receipt, chunk in zip(receipts, sample.chunks, strict=True)]
     written = [sum(map(store.size, (*receipt.files, receipt_path(receipt.key)))) for receipt in receipts]
     processes, at_once = int(plan["processes"]), int(plan["workers"])
     if not plan["workers_known"]:
@@ -193,6 +195,7 @@ def _judge(store: Store, watch: _Watch, sample: Sample) -> Pilot:
         search_s=watch.planned - watch.began,
         start_s=max(first - watch.planned, 0.0) + max(late - float(np.mean([work.seconds for work in kept])), 0.0),
         longest_s=max(work.seconds for work in kept),
+        window_share=min(1.0, plan["windows"] / watch.windows) if watch.windows else 1.0,
         price_per_s=(price or 0.0) * processes / 3600,
     )
     sizes = [size for size, is_warm in zip(written, warm, strict=True) if is_warm]
@@ -211,9 +214,11 @@ def _judge(store: Store, watch: _Watch, sample: Sample) -> Pilot:
     )
 
 
-def _counted(work: ChunkWork, receipt: ChunkReceipt, inputs: RunInputs, index: Index) -> ChunkWork:
-    """The work with its windows: as planned where nobody counted them and something was observed."""
-    if work.windows >= 0:
-        return work
-    windows = sum(1 for _ in inputs.grid.windows(inputs.grid.chunk(*index))) if receipt.status == "done" else 0
-    return replace(work, windows=windows)
+def _alone(work: ChunkWork, receipt: ChunkReceipt, inputs: RunInputs, index: Index) -> ChunkWork:
+    """The work as if the chunk had computed all windows that it needs; as many as planned where nobody counted them."""
+    if work.windows < 0:
+        windows = sum(1 for _ in inputs.grid.windows(inputs.grid.chunk(*index))) if receipt.status == "done" else 0
+        return replace(work, windows=windows)
+    more = work.busy_s * max(work.shared, 0) / work.windows if work.windows else 0.0
+    windows = work.windows + max(work.shared, 0)
+    return replace(work, windows=windows, shared=0, busy_s=work.busy_s + more, seconds=work.seconds + more)
