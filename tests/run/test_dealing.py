@@ -1,0 +1,52 @@
+"""Who gets which task: neighbours together, everything once, nobody idle while there is something left."""
+
+from __future__ import annotations
+
+from eo_batch.run.executors.dealing import Deal
+
+ROWS = [[(row, column) for column in range(4)] for row in range(3)]
+
+
+def test_a_worker_goes_through_its_group_before_it_takes_another() -> None:
+    deal = Deal(ROWS)
+    taken = [(worker, deal.take(worker)) for _ in range(4) for worker in ("a", "b")]
+    assert [task for worker, task in taken if worker == "a"] == ROWS[0]
+    assert [task for worker, task in taken if worker == "b"] == ROWS[1]
+
+
+def test_with_no_group_left_the_tail_of_the_longest_hand_is_taken() -> None:
+    deal = Deal(ROWS[:2])
+    assert [deal.take("a"), deal.take("b"), deal.take("b")] == [(0, 0), (1, 0), (1, 1)]
+    assert [deal.take("c"), deal.take("c")] == [(0, 2), (0, 3)]
+    assert [deal.take("a"), deal.take("b"), deal.take("b")] == [(0, 1), (1, 2), (1, 3)]
+    assert deal.take("a") is None
+    assert deal.is_done
+
+
+def test_what_a_worker_leaves_behind_is_dealt_again_first() -> None:
+    deal = Deal(ROWS)
+    begun, unbegun = deal.take("a"), deal.take("a")
+    assert (begun, unbegun) == ((0, 0), (0, 1))
+    deal.leave("a", [unbegun])
+    assert [deal.take("b") for _ in range(3)] == [(0, 1), (0, 2), (0, 3)]
+
+
+def test_groups_are_taken_only_when_a_worker_needs_one() -> None:
+    drawn = []
+
+    def groups():
+        for row in ROWS:
+            drawn.append(row)
+            yield row
+
+    deal = Deal(groups())
+    assert not drawn
+    deal.take("a")
+    assert drawn == ROWS[:1]
+
+
+def test_empty_groups_are_passed_over() -> None:
+    deal = Deal([[], [], [(1,)], []])
+    assert deal.take("a") == (1,)
+    assert deal.take("a") is None
+    assert deal.is_done
