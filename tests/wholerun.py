@@ -20,6 +20,7 @@ from eo_batch.cli.main import app
 
 SIZE = 200
 CHUNKS = 4
+SLOW_CHUNKS = 25
 BAD = "a1_green.tif"
 """The file that tests spoil; all four chunks need it."""
 BBOX = "bbox = [{}, {}, {}, {}]".format(*toy_bbox(SIZE))
@@ -50,6 +51,12 @@ def spoil(toy: Path, old: str, new: str) -> None:
     text = (toy / "pipeline.toml").read_text()
     assert old in text
     (toy / "pipeline.toml").write_text(text.replace(old, new, 1))
+
+
+def hostile(toy: Path, how: str, *, sound: int) -> None:
+    """Have the pipeline ask the segmenter of the fixture `hostile_segmenter`, which answers `sound` times as it should."""
+    spoil(toy, 'name = "window-mean"', 'name = "hostile"')
+    spoil(toy, "[output]", f'[model.options]\nsound = {sound}\nspoil = "{how}"\n[output]')
 
 
 def spoil_item(toy: Path, change: Callable[[dict[str, Any]], object], name: str = "a1") -> None:

@@ -363,3 +363,20 @@ def test_c11_a_damaged_file_fails_its_chunks_and_the_mended_one_finishes_the_run
     failed(outcome, toy, OWNER, *parts)
     Path(kept).replace(toy / BAD)
     finishes(toy, golden)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("target", "parts"),
+    [
+        ("file:///etc/passwd", ["href-scheme", "files are not allowed"]),
+        ("http://169.254.169.254/x", ["href-private-address", "169.254"]),
+        ("/a1_green.tif", ["href-host", "more than 5 redirects"]),
+    ],
+    ids=["file", "metadata service", "circle"],
+)
+def test_c13_a_redirect_to_a_forbidden_place_is_not_followed(toy: Path, target: str, parts: list[str]) -> None:
+    with FileServer(toy) as server:
+        server.script(BAD, Fault("status", 302, (("Location", target),), repeat=True))
+        over_http(toy, server)
+        failed(run(toy), toy, OWNER, *parts)

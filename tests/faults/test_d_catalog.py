@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from rundigest import file_digests
 from servers.cases import landing, page
-from servers.files import FileServer
+from servers.files import Fault, FileServer
 from servers.replay import Reply, serve_replies
 from servers.stac_api import serve_stac
 from toy import toy_bbox
-from wholerun import SIZE, documents, invoke, name_catalog, over_http, refused, results, run, spoil, spoil_item
+from wholerun import BBOX, SIZE, documents, invoke, name_catalog, over_http, refused, results, run, spoil, spoil_item
 
 pytestmark = pytest.mark.usefixtures("impatient")
 
@@ -81,6 +81,37 @@ def test_d02_a_page_that_stays_broken_ends_the_search_with_its_number(toy: Path,
     with pages(page(a, **more(2)), BROKEN[fault](b)) as api:
         name_catalog(toy, api.url, kind="api")
         refused(toy, 4, "catalog-unreachable: ", "page 2", "after 5 tries")
+
+
+@pytest.mark.parametrize(
+    ("faults", "why"),
+    [
+        ([Fault("status", 500, repeat=True)], "HTTP 500 after 5 tries"),
+        ([Fault("status", 403, repeat=True)], "HTTP 403"),
+        ([Fault("reset", repeat=True)], "Connection reset by peer after 5 tries"),
+        ([Fault("status", 302, (("Location", "file:///etc/passwd"),), repeat=True)], "leads away from the web"),
+    ],
+)
+def test_d02_a_remote_catalog_that_fails_is_refused(toy: Path, faults: list[Fault], why: str) -> None:
+    with FileServer(toy) as server:
+        server.script("catalog.json", *faults)
+        over_http(toy, server)
+        refused(toy, 4, f"catalog-unreachable: {server.url('catalog.json')}: ", why, "Check the catalog and the network")
+
+
+def test_d02_a_remote_catalog_that_is_a_login_page_is_refused(toy: Path) -> None:
+    (toy / "catalog.json").write_text("<html>please log in</html>")
+    with FileServer(toy) as server:
+        over_http(toy, server)
+        refused(toy, 4, "catalog-unreachable: ", "the answer is not JSON")
+
+
+@pytest.mark.parametrize("name", ["catalog.json", "items.parquet", "stac"])
+def test_d02_a_catalog_behind_a_closed_port_is_refused(toy: Path, name: str) -> None:
+    with FileServer(toy) as server:
+        address = server.url(name)
+    spoil(toy, "catalog.json", address)
+    refused(toy, 4, "catalog-unreachable: ", "Connection refused after 5 tries")
 
 
 def test_d03_an_item_on_two_pages_is_used_once_and_counted(toy: Path, golden: dict[str, str], scenes: Any) -> None:
@@ -205,10 +236,35 @@ BEYOND = '{"type": "Polygon", "coordinates": [[[7e5, 5e6], [7e5, 6e6], [8e5, 5e6
     ],
 )
 def test_d08_a_region_that_is_no_area_on_earth_is_refused_by_its_file(toy: Path, content: str | None, parts: list[str]) -> None:
-    spoil(toy, "bbox = [{}, {}, {}, {}]".format(*toy_bbox(SIZE)), 'file = "aoi.geojson"')
+    spoil(toy, BBOX, 'file = "aoi.geojson"')
     if content is not None:
         (toy / "aoi.geojson").write_text(content)
     refused(toy, 2, f"{toy}/aoi.geojson: ", *parts)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "parts"),
+    [
+        (BBOX, "bbox = [12.0, 47.1, 12.1, 47.0]", ["region-invalid: ", "south < north"]),
+        (BBOX, "bbox = [12.0, 47.0, 200.0, 47.1]", ["region-invalid: ", "-180..180"]),
+        ("EPSG:32632", "EPSG:4326", ["region-invalid: ", "10 degree", "finer grid.resolution"]),
+    ],
+)  # fmt: skip
+def test_d08_a_box_that_is_no_area_on_earth_is_refused(toy: Path, old: str, new: str, parts: list[str]) -> None:
+    spoil(toy, old, new)
+    refused(toy, 2, *parts)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "parts"),
+    [
+        ('"toy"]', '"toi"]', ["catalog-empty: catalog.json: 0 items for toi", "2 of them in another collection", "Check"]),
+        (BBOX, "bbox = [80.0, 10.0, 80.1, 10.1]", ["catalog-empty: ", "2 of them outside of the region"]),
+    ],
+)  # fmt: skip
+def test_d09_an_empty_search_says_what_was_received_instead(toy: Path, old: str, new: str, parts: list[str]) -> None:
+    spoil(toy, old, new)
+    refused(toy, 2, *parts)
 
 
 def test_d09_an_empty_search_says_what_was_asked_and_makes_no_folder(toy: Path) -> None:

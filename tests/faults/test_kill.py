@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -89,46 +86,3 @@ def test_a_polite_stop_drains_and_says_how_to_go_on(
     assert 2 <= status["finished"] < status["total"] == CHUNKS
     assert subprocess.run(eo_batch("resume", out), check=False, capture_output=True).returncode == 0
     assert file_digests(out) == golden
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    mounted = os.geteuid() == 0 and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)], check=False, capture_output=True
-    )
-    if not mounted or mounted.returncode:
-        pytest.skip("a small file system cannot be mounted here (needs root)")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
-def test_a_disk_that_fills_up_is_one_clear_error_and_resume_goes_on(toy: Path, golden: dict[str, str], small_disk: Path) -> None:
-    out = small_disk / "run"
-    process = start_until(out, eo_batch("run", toy / "pipeline.toml", "--out", out), 3)
-    filler = small_disk / "filler"
-    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 7, errors
-    assert b"disk-full" in errors
-    assert b"resume" in errors
-    assert not (out / "COMPLETE.json").exists()
-    for path in out.rglob("*.json"):
-        assert path.stat().st_size > 0, path
-    filler.unlink()
-    assert 3 <= receipts(out) < CHUNKS
-    assert subprocess.run(eo_batch("resume", out), check=False, capture_output=True).returncode == 0
-    assert file_digests(out) == golden
-
-
-def test_a_disk_that_is_too_small_is_refused_by_the_plan(toy: Path, small_disk: Path) -> None:
-    (small_disk / "filler").write_bytes(bytes(3_600_000))
-    command = eo_batch("run", toy / "pipeline.toml", "--out", small_disk / "run")
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.returncode == 7
-    assert "plan-too-big" in done.stderr
-    assert not (small_disk / "run").exists()
