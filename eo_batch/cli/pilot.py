@@ -11,6 +11,7 @@ from eo_batch.cli.report import print_json, print_table, say
 from eo_batch.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from eo_batch.run.events import Event
     from eo_batch.run.request import Request
 
 
@@ -46,10 +47,17 @@ def price_by_pilot(
         raise ConfigError("config-invalid", what, where="--pilot", fix=fix)
     folder = tempfile.TemporaryDirectory(prefix="eo-batch-pilot-") if out is None else nullcontext(out)
     with folder as where, Progress(as_json=False, quiet=quiet or as_json) as progress:
-        found = run_pilot(request, where, chunks=chunks, executor=cluster, workers=workers, listener=progress.tell)
+
+        def tell(event: Event) -> None:
+            if out is not None or not event.text.startswith("interrupted:"):  # a folder that goes cannot be resumed
+                progress.tell(event)
+
+        found = run_pilot(request, where, chunks=chunks, executor=cluster, workers=workers, listener=tell)
     if isinstance(found, RunSummary):
         if not found.interrupted:
             say("no chunk of the pilot could be made: there is nothing to tell a price from")
+        elif out is None:
+            say("interrupted: nothing is kept; the same command begins anew")
         return found.exit_status
     if as_json:
         print_json(found.as_dict())
