@@ -11,6 +11,8 @@ from eo_batch.core.grid import Grid, Span
 from eo_batch.core.records import TimeStep
 from eo_batch.core.region import RegionOnGrid
 from eo_batch.run.manifest import RunInputs
+from eo_batch.run.order import Piece
+from eo_batch.run.shared_windows import pieces_of
 from eo_batch.sources.stack import item_bounds_px
 
 
@@ -23,6 +25,7 @@ class Coverage:
     chunks_with_data : chunks that meet the region and that a scene may touch.
     windows : windows of these chunks; one that two chunks share counts twice.
     windows_distinct : the same, each counted once.
+    windows_computed : the same, where chunks that one process computes in one go share theirs.
     pixels : padded pixels of every pair of such a chunk and a scene.
     deepest : most scenes that one chunk composes.
     largest_px : padded pixels of the largest chunk.
@@ -31,21 +34,29 @@ class Coverage:
     chunks_with_data: int
     windows: int
     windows_distinct: int
+    windows_computed: int
     pixels: int
     deepest: int
     largest_px: int
 
 
-def coverage_of(inputs: RunInputs) -> Coverage:
-    """What the chunks of a run touch."""
+def coverage_of(inputs: RunInputs, *, processes: int = 1) -> Coverage:
+    """What the chunks of a run touch.
+
+    Parameters
+    ----------
+    processes : that compute.
+    """
     grid = inputs.grid
     busy = _busy(inputs)
     per_chunk = np.outer(_windows_along(grid, grid.rows), _windows_along(grid, grid.cols))
     padded = np.outer(_padded_along(grid, grid.rows), _padded_along(grid, grid.cols))
+    distinct = _Distinct(grid)
     return Coverage(
         chunks_with_data=int(sum(np.count_nonzero(hits) for hits in busy)),
         windows=int(sum(per_chunk[hits > 0].sum() for hits in busy)),
-        windows_distinct=int(sum(_distinct_windows(grid, hits > 0) for hits in busy)),
+        windows_distinct=int(sum(distinct(hits > 0) for hits in busy)),
+        windows_computed=sum(distinct(busy[piece.t] > 0, piece) for piece in pieces_of(inputs, processes=processes)),
         pixels=int(sum((padded * hits).sum() for hits in busy)),
         deepest=max((int(hits.max(initial=0)) for hits in busy), default=0),
         largest_px=int(padded.max()),
@@ -136,14 +147,30 @@ def _padded_along(grid: Grid, whole: Span) -> NDArray[np.int64]:
     return np.array([len(grid.padded(span)) for span in grid.interiors(whole)])
 
 
-def _distinct_windows(grid: Grid, busy: NDArray[np.bool_]) -> int:
-    """Lattice windows that touch at least one busy chunk."""
-    along_y, along_x = grid.touching(grid.rows), grid.touching(grid.cols)
-    touched = np.zeros((len(along_y) + 1, len(along_x) + 1), np.int32)  # a two-dimensional difference array
-    rows = np.array([(span[0], span[-1] + 1) for span in map(grid.touching, grid.interiors(grid.rows))]) - along_y[0]
-    cols = np.array([(span[0], span[-1] + 1) for span in map(grid.touching, grid.interiors(grid.cols))]) - along_x[0]
-    iy, ix = np.nonzero(busy)
-    for end_y in (0, 1):
-        for end_x in (0, 1):
-            np.add.at(touched, (rows[iy, end_y], cols[ix, end_x]), 1 if end_y == end_x else -1)
-    return int((touched.cumsum(axis=0).cumsum(axis=1) > 0).sum())
+class _Distinct:
+    """Counts the lattice windows that touch at least one busy chunk."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.rows, self.cols = _first_and_end(grid, grid.rows), _first_and_end(grid, grid.cols)
+
+    def __call__(self, busy: NDArray[np.bool_], piece: Piece | None = None) -> int:
+        """Of `busy` (chunk row, chunk column), or of a piece of it."""
+        rows, cols = self.rows, self.cols
+        if piece is not None:
+            top, bottom = piece.start // piece.width, -(-piece.stop // piece.width)
+            rows, cols = rows[top:bottom], cols[piece.first : piece.last]
+            busy = busy[top:bottom, piece.first : piece.last].copy()
+            busy.reshape(-1)[: piece.start - top * piece.width] = False
+            busy.reshape(-1)[piece.stop - top * piece.width :] = False
+        rows, cols = rows - rows[0, 0], cols - cols[0, 0]
+        touched = np.zeros((rows[-1, 1] + 1, cols[-1, 1] + 1), np.int32)  # a two-dimensional difference array
+        iy, ix = np.nonzero(busy)
+        for end_y in (0, 1):
+            for end_x in (0, 1):
+                np.add.at(touched, (rows[iy, end_y], cols[ix, end_x]), 1 if end_y == end_x else -1)
+        return int((touched.cumsum(axis=0).cumsum(axis=1) > 0).sum())
+
+
+def _first_and_end(grid: Grid, whole: Span) -> NDArray[np.int64]:
+    """First window that touches each chunk along `whole`, and the one after its last, int64 (chunk, 2)."""
+    return np.array([(span[0], span[-1] + 1) for span in map(grid.touching, grid.interiors(whole))])

@@ -14,6 +14,7 @@ from eo_batch.models.segmenter import Segmenter
 from eo_batch.run.coverage import Coverage
 from eo_batch.run.crew import Crew
 from eo_batch.run.manifest import RunInputs
+from eo_batch.run.shared_windows import edge_budget
 from eo_batch.sources.stack import MEDIAN_BYTES
 
 PROCESS_BYTES = 900_000_000
@@ -29,7 +30,7 @@ class Memory:
     Parameters
     ----------
     per_chunk : of one chunk that is computed.
-    shared : of a process, whatever its chunks: weights.
+    shared : of a process, whatever its chunks: weights, and answers that its chunks share.
     chunk_px : that `per_chunk` is of.
     worker_limit : of one worker process, as the cluster says; None: it says nothing.
     here_limit : of all processes on this machine; None: the workers are elsewhere.
@@ -116,7 +117,7 @@ def memory_of(
     free = int(asked * 1e9) if asked else int(psutil.virtual_memory().available * SAFE_SHARE)
     return Memory(
         per_chunk=_chunk_bytes(inputs, segmenter, covered, prompts=prompts),
-        shared=segmenter.info.fixed_bytes,
+        shared=segmenter.info.fixed_bytes + edge_budget(inputs, segmenter.info, prompts=prompts),
         chunk_px=inputs.grid.chunk_px,
         crew=crew,
         worker_limit=None if worker_gb is None else int(worker_gb * 1e9),

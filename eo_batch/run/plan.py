@@ -14,20 +14,20 @@ from eo_batch.core.errors import ResourceError
 from eo_batch.core.grid import Grid
 from eo_batch.core.prompts import PromptSet
 from eo_batch.core.region import Region, RegionOnGrid
-from eo_batch.core.spec import CacheSpec
 from eo_batch.models.registry import load_segmenter
 from eo_batch.models.segmenter import Segmenter
 from eo_batch.outputs.store import Store
 from eo_batch.run.clusters import choose_cluster
-from eo_batch.run.coverage import Coverage, coverage_of
+from eo_batch.run.coverage import coverage_of
 from eo_batch.run.crew import crew_of
 from eo_batch.run.events import Event, Listener, silent
-from eo_batch.run.features import FOLDER, check_keeps, kept_features
+from eo_batch.run.features import FOLDER, check_keeps
 from eo_batch.run.manifest import RANK_PROPERTY, RunInputs, make_inputs
 from eo_batch.run.memory import SAFE_SHARE, Memory, gb, memory_of
-from eo_batch.run.price import Price, measure_price
+from eo_batch.run.price import kept_of, measure_price
 from eo_batch.run.request import Request
 from eo_batch.run.settled import settle
+from eo_batch.run.shared_windows import is_worth_sharing
 from eo_batch.run.status import pixel_area_km2
 from eo_batch.sources.search import search_items
 from eo_batch.sources.stack import open_source
@@ -47,6 +47,9 @@ class Plan:
     cluster : kind of cluster that computes.
     price_per_hour : what one worker process costs, in `currency`; None: nobody said.
     disk : bytes of the result, features of it included. `disk_free`: None where the store has no such figure.
+    windows : that are computed.
+    windows_alone : the same, if chunks shared nothing.
+    windows_distinct : the same, if nothing was computed twice.
     seconds_per_window : of one worker, all prompts together.
     seconds_per_prompt : the part of it that is one prompt's.
     prompts : those that are answered: of an extension, the added ones alone.
@@ -64,6 +67,7 @@ class Plan:
     chunks: int
     chunks_with_data: int
     windows: int
+    windows_alone: int
     windows_distinct: int
     batch: int
     area_km2: float
@@ -129,7 +133,7 @@ class Plan:
             (
                 "windows",
                 f"{self.windows:,}",
-                f"{self.recomputed:.2f}x: windows that two chunks share are {self._shared_work} by both",
+                f"{self.recomputed:.2f}x: windows that two chunks share are {self._shared_work}",
             ),
             ("batch", f"{self.batch}", "windows per call: part of what the run is"),
             ("to read", gb(self.bytes_to_read), "decoded pixels"),
@@ -181,7 +185,11 @@ class Plan:
 
     @property
     def _shared_work(self) -> str:
-        return "decoded" if self.features or self.features_kept else "computed"
+        done = "decoded" if self.features or self.features_kept else "computed"
+        if self.windows == self.windows_alone:
+            return f"{done} by both"
+        alone = self.windows_alone / self.windows_distinct
+        return f"{done} once, where one process has both; {alone:.2f}x if by both"
 
     @property
     def _optional(self) -> list[str]:
@@ -318,12 +326,13 @@ def make_plan(
     keeper = check_keeps(segmenter, spec.cache)
     asked = prompts or spec.prompt_set
     crew = crew_of(cluster)
-    covered = coverage_of(inputs)
+    covered = coverage_of(inputs, processes=crew.processes)
+    windows = covered.windows_computed if is_worth_sharing(segmenter.info) else covered.windows
     bytes_to_read = covered.pixels * (2 * len(spec.source.bands) + 1)
     batch = spec.model.fixed_batch
     price = measure_price(segmenter, asked, spec.source.bands, window_px=grid.window_px, batch=batch, keeper=keeper)
-    kept = _kept(price, covered, spec.cache, segmenter.info.digest, out)
-    scoring_s = price.windows_s(covered.windows, prompts=len(asked), loaded=kept.loaded)
+    kept = kept_of(price, spec.cache, segmenter.info.digest, windows=windows, distinct=covered.windows_distinct, out=out)
+    scoring_s = price.windows_s(windows, prompts=len(asked), loaded=kept.loaded)
     free, disk_gb = Store(out or Path.cwd()).free_bytes(), spec.limits.disk_gb
     may_use = [count for count in (free, None if disk_gb is None else int(disk_gb * 1e9)) if count is not None]
     return Plan(
@@ -335,7 +344,8 @@ def make_plan(
         scenes=len(inputs.items),
         chunks=inputs.chunk_count,
         chunks_with_data=covered.chunks_with_data,
-        windows=covered.windows,
+        windows=windows,
+        windows_alone=covered.windows,
         windows_distinct=covered.windows_distinct,
         batch=batch,
         area_km2=inputs.region.polygons.area * pixel_area_km2(inputs),
@@ -358,28 +368,6 @@ def make_plan(
         features_kept=kept.windows,
         licence=inputs.request.catalog.licence,
     )
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """Features on disk: windows that are there, bytes that will be added, windows that will be read and not encoded."""
-
-    windows: int = 0
-    bytes_to_write: int = 0
-    loaded: int = 0
-
-
-def _kept(price: Price, covered: Coverage, cache: CacheSpec, segmenter: str, out: str | Path | None) -> _Kept:
-    if not price.feature_bytes:
-        return _Kept()
-    here = kept_features(Store(out), segmenter=segmenter)[0] if out is not None else 0
-    most = covered.windows_distinct
-    if cache.features_gb is not None:
-        most = min(most, int(cache.features_gb * 1e9) // price.feature_bytes)
-    here = min(here, covered.windows_distinct)
-    twice = covered.windows - covered.windows_distinct  # the second chunk finds them, where there was room for them
-    loaded = here + (twice * max(most, here) // covered.windows_distinct if twice else 0)
-    return _Kept(here, max(most - here, 0) * price.feature_bytes, loaded)
 
 
 def _result_bytes(inputs: RunInputs, *, prompts: int) -> int:

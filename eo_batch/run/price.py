@@ -6,13 +6,16 @@ import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eo_batch.core.prompts import PromptSet
+from eo_batch.core.spec import CacheSpec
 from eo_batch.models.segmenter import FeatureKeeper, Segmenter
-from eo_batch.run.features import read_window, write_window
+from eo_batch.outputs.store import Store
+from eo_batch.run.features import kept_features, read_window, write_window
 
 QUICK_S = 2.0
 """A batch that takes longer is not measured twice."""
@@ -93,6 +96,34 @@ def measure_price(
         return Price(run_s, 0.0, (encode + decode) / batch / len(prompts))
     kept = _measure_keeping(segmenter, keeper, images, clock) if keeper else (0.0, 0.0, 0)
     return Price(run_s, encode / batch, decode / batch / len(prompts), *kept)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Features on disk: windows that are there, bytes that will be added, windows that will be read and not encoded."""
+
+    windows: int = 0
+    bytes_to_write: int = 0
+    loaded: int = 0
+
+
+def kept_of(price: Price, cache: CacheSpec, segmenter: str, *, windows: int, distinct: int, out: str | Path | None) -> Kept:
+    """Features that a run finds and keeps in `out`, if its chunks ask for `windows` windows, `distinct` different ones.
+
+    Parameters
+    ----------
+    segmenter : digest of the one that asks.
+    """
+    if not price.feature_bytes:
+        return Kept()
+    here = kept_features(Store(out), segmenter=segmenter)[0] if out is not None else 0
+    most = distinct
+    if cache.features_gb is not None:
+        most = min(most, int(cache.features_gb * 1e9) // price.feature_bytes)
+    here = min(here, distinct)
+    twice = windows - distinct  # the second chunk finds them, where there was room for them
+    loaded = here + (twice * max(most, here) // distinct if twice else 0)
+    return Kept(here, max(most - here, 0) * price.feature_bytes, loaded)
 
 
 def _measure_keeping(

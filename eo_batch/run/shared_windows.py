@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eo_batch.core.grid import Grid
-from eo_batch.core.spec import LimitsSpec
 from eo_batch.models.inference import made_up_windows, stands_alone
 from eo_batch.models.segmenter import FLOAT_BYTES, Segmenter, SegmenterInfo
 from eo_batch.models.shared_windows import SharedWindows
 from eo_batch.run.manifest import RunInputs
-from eo_batch.run.order import Index, groups
+from eo_batch.run.order import Index, Piece, groups, pieces
 
 SHARED_BYTES = 1_000_000_000
 """Most memory of a process for answers that its chunks share."""
@@ -27,18 +26,20 @@ IN_FLIGHT = 4
 
 def share_windows(inputs: RunInputs, segmenter: Segmenter, prompt_features: Any, *, prompts: int) -> SharedWindows:
     """What the chunks of a run share in this process; nothing where keeping costs more or would change a byte."""
-    spec = inputs.request.spec
-    budget = edge_budget(inputs.grid, spec.limits, prompts=prompts)
-    if not is_worth_sharing(segmenter.info) or not _stands_alone(segmenter, prompt_features, inputs, prompts):
+    budget = edge_budget(inputs, segmenter.info, prompts=prompts)
+    if budget and not _stands_alone(segmenter, prompt_features, inputs, prompts):
         budget = 0
     return SharedWindows(inputs.grid, budget=budget)
 
 
 def groups_of(inputs: RunInputs, *, processes: int) -> Iterator[list[Index]]:
     """All chunks of a run in groups of neighbours, for so many processes."""
-    spec, grid = inputs.request.spec, inputs.grid
-    widest = widest_strip(grid, spec.limits, prompts=len(spec.prompts))
-    return groups(len(inputs.steps), grid.chunks_yx, processes=processes, widest=widest)
+    return groups(len(inputs.steps), inputs.grid.chunks_yx, processes=processes, widest=_widest(inputs))
+
+
+def pieces_of(inputs: RunInputs, *, processes: int) -> Iterator[Piece]:
+    """The same by what one process computes in one go: in a piece no window is computed twice."""
+    return pieces(len(inputs.steps), inputs.grid.chunks_yx, processes=processes, widest=_widest(inputs))
 
 
 def is_worth_sharing(info: SegmenterInfo) -> bool:
@@ -46,16 +47,17 @@ def is_worth_sharing(info: SegmenterInfo) -> bool:
     return not info.pixelwise
 
 
-def edge_budget(grid: Grid, limits: LimitsSpec, *, prompts: int) -> int:
+def edge_budget(inputs: RunInputs, info: SegmenterInfo, *, prompts: int) -> int:
     """Bytes of edges that a process holds at most: those of a row of chunks, or as much of them as there is memory for."""
-    if grid.chunks_yx == (1, 1):
+    grid = inputs.grid
+    if not is_worth_sharing(info) or grid.chunks_yx == (1, 1):
         return 0
-    return min(_most(limits), (grid.chunks_yx[1] + IN_FLIGHT) * _edge_bytes(grid, prompts))
+    return min(_most(inputs), (grid.chunks_yx[1] + IN_FLIGHT) * _edge_bytes(grid, prompts))
 
 
-def widest_strip(grid: Grid, limits: LimitsSpec, *, prompts: int) -> int:
+def _widest(inputs: RunInputs) -> int:
     """Chunks that lie abreast in a strip so that all that one row leaves to the next can be kept; at least 1."""
-    return max(1, min(grid.chunks_yx[1], _most(limits) // _edge_bytes(grid, prompts) - IN_FLIGHT))
+    return max(1, _most(inputs) // _edge_bytes(inputs.grid, len(inputs.request.spec.prompts)) - IN_FLIGHT)
 
 
 def _stands_alone(segmenter: Segmenter, prompt_features: Any, inputs: RunInputs, prompts: int) -> bool:
@@ -81,8 +83,9 @@ _known: dict[tuple[Any, ...], bool] = {}
 _probing = threading.Lock()
 
 
-def _most(limits: LimitsSpec) -> int:
-    return SHARED_BYTES if limits.memory_gb is None else min(SHARED_BYTES, int(limits.memory_gb * 1e9) // SHARE_OF_LIMIT)
+def _most(inputs: RunInputs) -> int:
+    limit = inputs.request.spec.limits.memory_gb
+    return SHARED_BYTES if limit is None else min(SHARED_BYTES, int(limit * 1e9) // SHARE_OF_LIMIT)
 
 
 def _edge_bytes(grid: Grid, prompts: int) -> int:

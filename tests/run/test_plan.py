@@ -92,13 +92,13 @@ def spent(segmenter: Working, prompts: PromptSet, grid: Grid) -> tuple[float, in
     return segmenter.watch.now - began, windows
 
 
-def planned(toy: Path, **settings: object) -> tuple[Plan, RunInputs]:
+def planned(toy: Path, *, kind: str = "local", **settings: object) -> tuple[Plan, RunInputs]:
     path = toy / "plan.toml"
     path.write_text(toy_pipeline(**settings))  # type: ignore[arg-type]
     request = load_pipeline(path)
     inputs = make_inputs_of(request)
     return make_plan(
-        inputs, load_segmenter(request.spec.model, request.spec.source.bands), cluster=ClusterSpec(workers=2)
+        inputs, load_segmenter(request.spec.model, request.spec.source.bands), cluster=ClusterSpec(kind=kind, workers=2)
     ), inputs
 
 
@@ -115,7 +115,8 @@ def test_windows_are_those_of_a_count_one_by_one(toy: Path, chunk_px: int) -> No
         ]
         scored += len(windows)
         distinct += len(set(windows))
-    assert (plan.windows, plan.windows_distinct) == (scored, distinct)
+    assert (plan.windows_alone, plan.windows_distinct) == (scored, distinct)
+    assert plan.windows == distinct  # one process, one strip
     assert plan.chunks == inputs.chunk_count
     assert plan.area_km2 == pytest.approx(13.6, abs=0.2)
 
@@ -219,7 +220,7 @@ def test_kept_features_are_counted_as_disk_and_save_windows_that_chunks_share(to
 
 def test_time_with_kept_features_is_that_of_each_window_encoded_once(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fixed_price(monkeypatch, Price(0.0, 1.0, 0.0, keep_s=0.5, load_s=0.125, feature_bytes=1000))
-    plan, _ = planned(toy, chunk_px=64, extra=CACHE)
+    plan, _ = planned(toy, kind="local:2", chunk_px=64, extra=CACHE)
     twice = plan.windows - plan.windows_distinct
     assert twice > 0
     scoring = plan.seconds - plan.bytes_to_read / 40e6 / 2
