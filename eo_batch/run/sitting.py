@@ -60,7 +60,7 @@ def sit(
     """
     sitting = Sitting(store, inputs, listener, allow_failed, only)
     if sitting.missing:
-        with make_executor(cluster) as pool, _stop_on_signals() as stop:
+        with make_executor(cluster, say=lambda text: listener(Event("wait", text))) as pool, _stop_on_signals() as stop:
             try:
                 sitting.run(pool, stop)
             finally:

@@ -19,6 +19,7 @@ from eo_batch.run.executors.dispatch import Tell
 from eo_batch.run.executors.gpus import GpuExecutor
 from eo_batch.run.executors.kubernetes import KubernetesExecutor
 from eo_batch.run.executors.local import ProcessExecutor, ThreadExecutor
+from eo_batch.run.executors.pool import Say, silence
 from eo_batch.run.executors.serial import SerialExecutor
 
 __all__ = ["Executor", "Group", "Outcome", "Task", "Tell", "make_executor"]
@@ -78,19 +79,35 @@ class Executor(Protocol):
         """
         ...
 
+    def on_each_worker(self, function: Callable[..., Any], *arguments: Any, timeout_s: float) -> dict[str, Any]:
+        """What `function` gives, or the exception it raises, in each process that computes.
+
+        Waits for those that are still to come as long as the cluster may take to start.
+
+        Returns
+        -------
+        Name of a worker -> result. TimeoutError for a worker that is gone, or does not answer in time.
+        """
+        ...
+
     def everywhere(self, function: Callable[[], Any]) -> None:
         """Call `function` once in each process that computes and is there now."""
         ...
 
 
-def make_executor(cluster: ClusterSpec) -> Executor:
-    """Executor of a cluster; nothing starts before it is entered."""
+def make_executor(cluster: ClusterSpec, *, say: Say = silence) -> Executor:
+    """Executor of a cluster; nothing starts before it is entered.
+
+    Parameters
+    ----------
+    say : told, in words, what is waited for.
+    """
     kind, _, argument = cluster.kind.partition(":")
     if kind in ("tcp", "tls"):
-        return AddressExecutor(cluster)
+        return AddressExecutor(cluster, say)
     if kind == "local" and argument:
-        return ProcessExecutor(cluster)
-    kinds: dict[str, Callable[[ClusterSpec], Executor]] = {
+        return ProcessExecutor(cluster, say)
+    kinds: dict[str, Callable[[ClusterSpec, Say], Executor]] = {
         "serial": SerialExecutor,
         "local": ThreadExecutor,
         "gpus": GpuExecutor,
@@ -98,4 +115,4 @@ def make_executor(cluster: ClusterSpec) -> Executor:
         "pbs": BatchExecutor,
         "kubernetes": KubernetesExecutor,
     }
-    return kinds[kind](cluster)
+    return kinds[kind](cluster, say)

@@ -10,21 +10,19 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from eo_batch.core.clusters import ClusterSpec
-from eo_batch.core.errors import ConfigError, ResourceError
+from eo_batch.core.errors import ConfigError
 from eo_batch.core.hrefs import redact
 from eo_batch.run.executors.local import ONE_THREAD, PROCESS
 from eo_batch.run.executors.pool import CLOSE_S, LOOPBACK, PoolExecutor
 
-LOOK_EVERY_S = 5.0
 STATES = {"slurm": ("squeue", "-h", "-o", "%T (%r)", "-j"), "pbs": ("qstat",)}
 
 
@@ -64,9 +62,21 @@ class BatchExecutor(PoolExecutor):
     def _wanted(self) -> int:
         return self._cluster.workers or 1
 
-    def _wait_for_a_worker(self) -> None:
-        spec, cluster = self._cluster, self._client.cluster
-        wait_for_first(self._client, spec, lambda: _what_jobs_say(spec, cluster))
+    def _why_none(self) -> str:
+        spec = self._cluster
+        numbers = [str(job.job_id) for job in self._client.cluster.workers.values() if job.job_id]
+        tell = STATES[spec.kind]
+        asked = [",".join(numbers)] if spec.kind == "slurm" else numbers
+        try:
+            told = subprocess.run([*tell, *asked], capture_output=True, text=True, timeout=30)  # noqa: S603 (numbers alone)
+        except (OSError, subprocess.SubprocessError) as error:
+            return f"{tell[0]} does not answer ({type(error).__name__})"
+        lines = told.stdout.splitlines()
+        if spec.kind == "slurm":
+            said = ", ".join(f"{count} {state}" for state, count in sorted(Counter(lines).items()))
+        else:
+            said = "; ".join(" ".join(line.split()) for line in lines[2:6])  # below two lines of header
+        return f"jobs: {said}" if said else "the jobs have ended without a worker: set log_folder to see why"
 
 
 @contextmanager
@@ -149,31 +159,6 @@ def worker_arguments(walltime_s: int) -> list[str]:
     return [*lifetime, "--no-dashboard", "--dashboard-address", LOOPBACK, "--preload", PROCESS]
 
 
-def wait_for_first(client: Any, spec: ClusterSpec, why: Callable[[], str]) -> None:
-    """Return as soon as one worker is there.
-
-    Parameters
-    ----------
-    why : says what keeps them away, for the error.
-
-    Raises
-    ------
-    ResourceError : `cluster-unreachable`: none came in time.
-    """
-    wanted, timeout_s, where = spec.workers or 1, spec.start_timeout_s, f"cluster {spec.kind}"
-    until = time.monotonic() + timeout_s
-    while not client.scheduler_info(n_workers=0)["n_workers"]:
-        left = until - time.monotonic()
-        if left <= 0:
-            fix = "Ask for less, or set start_timeout_s in [cluster] to wait longer; then eo-batch resume."
-            what = f"none of {wanted} workers came in {timeout_s:.0f} s"
-            raise ResourceError("cluster-unreachable", what, where=where, why=why(), fix=fix)
-        try:
-            client.wait_for_workers(1, timeout=min(LOOK_EVERY_S, left))
-        except TimeoutError:
-            continue
-
-
 def _listening(spec: ClusterSpec) -> dict[str, str]:
     """Where the scheduler listens: on one address, never on all."""
     from distributed.utils import get_ip
@@ -193,23 +178,6 @@ async def _ask_for(cluster: Any, wanted: int) -> None:
         for job in cluster.workers.values():
             if job.job_id is None:
                 job.status = Status.failed  # or the cluster cannot be closed
-
-
-def _what_jobs_say(spec: ClusterSpec, cluster: Any) -> str:
-    numbers = [str(job.job_id) for job in cluster.workers.values() if job.job_id]
-    if not numbers:
-        return "no job was accepted"
-    tell = STATES[spec.kind]
-    joined = [",".join(numbers)] if spec.kind == "slurm" else numbers
-    try:
-        asked = subprocess.run([*tell, *joined], capture_output=True, text=True, timeout=30)  # noqa: S603 (numbers alone)
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"{tell[0]} does not answer ({type(error).__name__})"
-    if spec.kind == "pbs":
-        return "; ".join(" ".join(line.split()) for line in asked.stdout.splitlines()[2:6]) or "no job is queued any more"
-    states = Counter(asked.stdout.split("\n")[:-1])
-    said = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-    return f"jobs: {said}" if said else "the jobs have ended without a worker: set log_folder to see why"
 
 
 def _refused(spec: ClusterSpec, error: BaseException) -> Exception:

@@ -12,7 +12,6 @@ from typing import Any
 from eo_batch.core.clusters import ClusterSpec, KubernetesSpec
 from eo_batch.core.errors import ConfigError, ResourceError
 from eo_batch.core.hrefs import redact
-from eo_batch.run.executors.batch import wait_for_first
 from eo_batch.run.executors.local import ONE_THREAD
 from eo_batch.run.executors.pool import PoolExecutor
 
@@ -55,10 +54,8 @@ class KubernetesExecutor(PoolExecutor):
             cluster.close()
             raise
 
-    def _wait_for_a_worker(self) -> None:
-        spec = self._cluster
-        look = f"see kubectl --namespace {asked(spec).namespace} get pods"
-        wait_for_first(self._client, spec, lambda: look)
+    def _why_none(self) -> str:
+        return f"see kubectl --namespace {asked(self._cluster).namespace} get pods"
 
 
 def asked(spec: ClusterSpec) -> KubernetesSpec:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,8 +15,14 @@ from eo_batch.run.crew import crew_of
 from eo_batch.run.executors.dealing import Task
 from eo_batch.run.executors.dispatch import Dispatch, Tell
 
+Say = Callable[[str], None]
 LOOPBACK = "127.0.0.1:0"
 CLOSE_S = 10.0
+SAY_EVERY_S = 15.0
+
+
+def silence(text: str) -> None:
+    """A `Say` that does nothing."""
 
 
 class PoolExecutor:
@@ -22,8 +30,8 @@ class PoolExecutor:
 
     in_process = False
 
-    def __init__(self, cluster: ClusterSpec) -> None:
-        self._cluster = cluster
+    def __init__(self, cluster: ClusterSpec, say: Say = silence) -> None:
+        self._cluster, self._say = cluster, say
         self._client: Any = None
         self.notes: tuple[str, ...] = ()
 
@@ -70,17 +78,53 @@ class PoolExecutor:
         patience_s = self._cluster.start_timeout_s
         return Dispatch(self._client, work, groups, patience_s=patience_s, tell=tell).outcomes(stop)
 
+    def on_each_worker(self, function: Callable[..., Any], *arguments: Any, timeout_s: float) -> dict[str, Any]:
+        """See `Executor.on_each_worker`."""
+        from distributed import wait
+
+        self._wait_for(self.processes)
+        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        names = {address: str(worker["name"]) for address, worker in workers.items()}
+        asked = {
+            names[address]: self._client.submit(function, *arguments, workers=[address], pure=False, retries=0)
+            for address in sorted(names)
+        }
+        with suppress(TimeoutError):
+            wait(list(asked.values()), timeout=timeout_s)
+        return {name: _answer_of(future, timeout_s) for name, future in asked.items()}
+
     def everywhere(self, function: Callable[[], Any]) -> None:
         """See `Executor.everywhere`."""
         self._client.run(function, on_error="ignore")
 
     def _wait_for_a_worker(self) -> None:
-        try:
-            self._client.wait_for_workers(1, timeout=self._cluster.start_timeout_s)
-        except TimeoutError:
+        if not self._wait_for(1):
             what = f"no worker came in {self._cluster.start_timeout_s:g} s"
             fix = "Start workers, or wait longer for them: start_timeout_s in [cluster]; then eo-batch resume."
-            raise ResourceError("no-workers", what, where=f"cluster {self._cluster.kind}", fix=fix) from None
+            raise ResourceError("cluster-unreachable", what, where=f"cluster {self._cluster.kind}", why=self._why_none(), fix=fix)
+
+    def _wait_for(self, count: int) -> bool:
+        """Wait until `count` workers are there, and say so; False if the cluster's time to start is over before."""
+        wanted, began = self.processes, time.monotonic()
+        while True:
+            left = began + self._cluster.start_timeout_s - time.monotonic()
+            with suppress(TimeoutError):
+                self._client.wait_for_workers(count, timeout=max(0.0, min(SAY_EVERY_S, left)))
+                return True
+            if left <= SAY_EVERY_S:
+                return False
+            minutes = (time.monotonic() - began) / 60
+            self._say(f"waiting for workers ({len(self._client.nthreads())} of {wanted}), {minutes:.0f} min")
+
+    def _why_none(self) -> str:
+        """What keeps workers away, as far as it can be found out."""
+        return ""
 
     def _check(self) -> None:
         """Look at workers that this process has not started itself."""
+
+
+def _answer_of(future: Any, timeout_s: float) -> Any:
+    if future.status == "finished":
+        return future.result()
+    return future.exception() if future.status == "error" else TimeoutError(f"no answer in {timeout_s:.0f} s")

@@ -9,6 +9,7 @@ from typing import Any
 from eo_batch.core.clusters import ClusterSpec
 from eo_batch.run.executors.dealing import Task
 from eo_batch.run.executors.dispatch import Tell
+from eo_batch.run.executors.pool import Say, silence
 
 
 class SerialExecutor:
@@ -19,7 +20,7 @@ class SerialExecutor:
     dashboard = ""
     notes: tuple[str, ...] = ()
 
-    def __init__(self, cluster: ClusterSpec) -> None:
+    def __init__(self, cluster: ClusterSpec, say: Say = silence) -> None:
         pass
 
     def __enter__(self) -> SerialExecutor:
@@ -41,6 +42,13 @@ class SerialExecutor:
                 except Exception as error:  # an outcome, judged by the driver
                     result = error
                 yield task, result
+
+    def on_each_worker(self, function: Callable[..., Any], *arguments: Any, timeout_s: float) -> dict[str, Any]:
+        """See `Executor.on_each_worker`."""
+        try:
+            return {"this process": function(*arguments)}
+        except Exception as error:  # an outcome, judged by the caller
+            return {"this process": error}
 
     def everywhere(self, function: Callable[[], Any]) -> None:
         """See `Executor.everywhere`."""
