@@ -179,21 +179,24 @@ def list_segmenters() -> list[SegmenterEntry]:
     return [*BUILT_IN.values(), *(entry for name, entry in sorted(_installed().items()) if name not in BUILT_IN)]
 
 
+def has_device(model: ModelSpec) -> bool:
+    """The segmenter can be told by options what it computes on, and with how many threads."""
+    return any(entry.has_threads for entry in list_segmenters() if entry.name == model.name)
+
+
 def with_threads(model: ModelSpec, threads: int) -> ModelSpec:
     """The table with `options.threads` for a segmenter that has this option, unless the table says it already.
 
     A run computes many chunks at once, one thread each; who waits for one answer wants all threads for it.
     """
-    has_threads = any(entry.has_threads for entry in list_segmenters() if entry.name == model.name)
-    if not has_threads or "threads" in model.options:
+    if not has_device(model) or "threads" in model.options:
         return model
     return model.model_copy(update={"options": {**model.options, "threads": min(threads, MOST_THREADS)}})
 
 
 def with_device(model: ModelSpec, device: str) -> ModelSpec:
     """The table with `options.device` for a segmenter that has this option, unless the table names one already."""
-    has_device = any(entry.has_threads for entry in list_segmenters() if entry.name == model.name)
-    if not has_device or model.options.get("device", "auto") != "auto":
+    if not has_device(model) or model.options.get("device", "auto") != "auto":
         return model
     return model.model_copy(update={"options": {**model.options, "device": device}})
 

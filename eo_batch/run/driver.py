@@ -127,12 +127,12 @@ def start_run(
         check_free(store)
         _refuse_run(store, request)
     _refuse_foreign(store)
-    segmenter = load_segmenter(spec.model, spec.source.bands)
-    request = settle(request, segmenter, cluster)
+    settled = settle(request, cluster, say=lambda text: listener(Event("wait", text)))
+    request, segmenter = settled.request, settled.segmenter
     spec = request.spec
     for text in prompt_warnings(segmenter, spec.prompt_set):
         listener(Event("warning", text))
-    probe = probe_segmenter(
+    probe = settled.probe or probe_segmenter(
         segmenter,
         spec.prompt_set,
         spec.source.bands,
@@ -144,7 +144,7 @@ def start_run(
         text = f'segmenter "{segmenter.info.name}" answers a window otherwise in other company: its maps depend on the chunk size'
         listener(Event("warning", text))
     inputs = make_inputs_of(request, listener=listener)
-    plan = make_plan(inputs, segmenter, cluster=cluster, out=out)
+    plan = make_plan(inputs, segmenter, cluster=cluster, out=out, price=settled.price)
     listener(Event("plan", f"{plan.chunks:,} chunks, {plan.scenes:,} scenes", total=plan.chunks, data=plan.as_dict()))
     plan.check()
     with acquire(store) as lease:

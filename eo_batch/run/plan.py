@@ -14,7 +14,6 @@ from eo_batch.core.errors import ResourceError
 from eo_batch.core.grid import Grid
 from eo_batch.core.prompts import PromptSet
 from eo_batch.core.region import Region, RegionOnGrid
-from eo_batch.models.registry import load_segmenter
 from eo_batch.models.segmenter import Segmenter
 from eo_batch.outputs.store import Store
 from eo_batch.run.clusters import choose_cluster
@@ -24,7 +23,7 @@ from eo_batch.run.events import Event, Listener, silent
 from eo_batch.run.features import FOLDER, check_keeps
 from eo_batch.run.manifest import RANK_PROPERTY, RunInputs, make_inputs
 from eo_batch.run.memory import SAFE_SHARE, Memory, gb, memory_of
-from eo_batch.run.price import kept_of, measure_price
+from eo_batch.run.price import Price, kept_of, measure_price
 from eo_batch.run.request import Request
 from eo_batch.run.settled import settle
 from eo_batch.run.shared_windows import is_worth_sharing
@@ -257,12 +256,11 @@ def plan_run(
     listener: Listener = silent,
 ) -> Plan:
     """Search and plan a request without starting it; errors as `make_inputs_of`, and of loading the segmenter."""
-    spec = request.spec
-    segmenter = load_segmenter(spec.model, spec.source.bands)
-    segmenter.encode_prompts(spec.prompt_set)
-    cluster = choose_cluster(spec.cluster, executor, workers, base=request.folder)
-    inputs = make_inputs_of(settle(request, segmenter, cluster), listener=listener)
-    return make_plan(inputs, segmenter, cluster=cluster, out=out)
+    cluster = choose_cluster(request.spec.cluster, executor, workers, base=request.folder)
+    settled = settle(request, cluster, say=lambda text: listener(Event("wait", text)))
+    settled.segmenter.encode_prompts(request.spec.prompt_set)
+    inputs = make_inputs_of(settled.request, listener=listener)
+    return make_plan(inputs, settled.segmenter, cluster=cluster, out=out, price=settled.price)
 
 
 def halo_region(region: Region, grid: Grid, on_grid: RegionOnGrid) -> Region:
@@ -308,6 +306,7 @@ def make_plan(
     prompts: PromptSet | None = None,
     cluster: ClusterSpec | None = None,
     out: str | Path | None = None,
+    price: Price | None = None,
 ) -> Plan:
     """Figures of a run; probes the segmenter for its speed, reads no pixels.
 
@@ -316,6 +315,7 @@ def make_plan(
     prompts : those that a finished run in `out` is extended by: the plan is that of the extension alone. None: all of them.
     cluster : who will compute; None: as the pipeline says.
     out : folder of the run, for what is free on its disk and for features that are kept there.
+    price : of the segmenter, as a worker measured it; None: it is measured here.
 
     Raises
     ------
@@ -330,7 +330,8 @@ def make_plan(
     windows = covered.windows_computed if is_worth_sharing(segmenter.info) else covered.windows
     bytes_to_read = covered.pixels * (2 * len(spec.source.bands) + 1)
     batch = spec.model.fixed_batch
-    price = measure_price(segmenter, asked, spec.source.bands, window_px=grid.window_px, batch=batch, keeper=keeper)
+    if price is None:
+        price = measure_price(segmenter, asked, spec.source.bands, window_px=grid.window_px, batch=batch, keeper=keeper)
     kept = kept_of(price, spec.cache, segmenter.info.digest, windows=windows, distinct=covered.windows_distinct, out=out)
     scoring_s = price.windows_s(windows, prompts=len(asked), loaded=kept.loaded)
     free, disk_gb = Store(out or Path.cwd()).free_bytes(), spec.limits.disk_gb

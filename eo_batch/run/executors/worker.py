@@ -14,3 +14,11 @@ def worker_name() -> str:
         return str(distributed.get_worker().address)
     except ValueError:
         return "driver"
+
+
+def worker_threads() -> int | None:
+    """Tasks that this process computes at once, as its Dask worker says; None where it is none."""
+    try:
+        return int(sys.modules["distributed"].get_worker().state.nthreads)
+    except (KeyError, ValueError):
+        return None
