@@ -25,9 +25,8 @@ def test_with_no_group_left_the_tail_of_the_longest_hand_is_taken() -> None:
 
 def test_what_a_worker_leaves_behind_is_dealt_again_first() -> None:
     deal = Deal(ROWS)
-    begun, unbegun = deal.take("a"), deal.take("a")
-    assert (begun, unbegun) == ((0, 0), (0, 1))
-    deal.leave("a", [unbegun])
+    assert deal.take("a") == (0, 0)
+    deal.leave("a")
     assert [deal.take("b") for _ in range(3)] == [(0, 1), (0, 2), (0, 3)]
 
 

@@ -41,9 +41,9 @@ class Deal:
         self._hands[worker] = hand
         return hand.popleft()
 
-    def leave(self, worker: Hashable, unbegun: Sequence[Task] = ()) -> None:
-        """`worker` is gone: the rest of its hand, after tasks that it was given but had not begun, is the next group."""
-        rest = deque((*unbegun, *self._hands.pop(worker, ())))
+    def leave(self, worker: Hashable) -> None:
+        """`worker` is gone: the rest of its hand is the next group."""
+        rest = self._hands.pop(worker, None)
         if rest:
             self._returned.append(rest)
 

@@ -1,6 +1,6 @@
 """Tasks on their way through a Dask scheduler: pinned to workers, few at a time, and tried again when a worker is lost.
 
-The scheduler knows only what is in flight. Tasks that a worker had begun when it died are suspects: each of them is tried
+The scheduler knows only what is in flight. Tasks that a worker had when it died are suspects: each of them is tried
 again alone in a process, so that one that ends its worker every time is found without blame for its neighbours.
 """
 
@@ -47,7 +47,7 @@ class _Flight:
     worker: str = ""
     future: Any = None
     is_suspect: bool = False
-    """It was begun by a worker that is gone: it is tried again alone."""
+    """Its worker is gone: it is tried again alone."""
 
 
 class Dispatch:
@@ -221,12 +221,10 @@ class Dispatch:
         """A worker is gone: what it had goes elsewhere; the workers that may now find something to do."""
         if worker not in self._threads:
             return []
-        threads = self._threads.pop(worker)
-        flights = list(self._aboard.pop(worker).values())
-        for flight in flights:
+        del self._threads[worker]
+        self._deal.leave(worker)
+        for flight in self._aboard.pop(worker).values():  # which of them it had begun cannot be known for certain
             flight.future = None
-        self._deal.leave(worker, [flight.task for flight in flights[threads:] if not flight.is_suspect])
-        for flight in flights[:threads]:
             self._suspect(flight, was_expected=was_expected)
         self._tell(worker, "lost")
         return list(self._threads)
