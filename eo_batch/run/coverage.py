@@ -63,35 +63,17 @@ def coverage_of(inputs: RunInputs, *, processes: int = 1) -> Coverage:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Loads:
-    """Planned work of each chunk; 0 where no scene may touch it, or it lies outside the region.
+def loads_of(inputs: RunInputs) -> NDArray[np.float32]:
+    """Planned work of each chunk, in windows: those that it needs, and as many as the pixels to read would fill.
 
-    Parameters
-    ----------
-    windows : that the chunk needs, whoever computes them. float32 (step, chunk row, chunk column).
-    reading : windows that the pixels to read would fill. float32 (step, chunk row, chunk column).
+    Returns
+    -------
+    float32 (step, chunk row, chunk column); 0 where no scene may touch the chunk, or it lies outside the region.
     """
-
-    windows: NDArray[np.float32]
-    reading: NDArray[np.float32]
-
-    @property
-    def work(self) -> NDArray[np.float32]:
-        """Windows to score and to read."""
-        return self.windows + self.reading
-
-
-def loads_of(inputs: RunInputs) -> Loads:
-    """Planned work of the chunks of a run, chunk by chunk."""
     grid = inputs.grid
-    per_chunk = np.outer(_windows_along(grid, grid.rows), _windows_along(grid, grid.cols)).astype(np.float32)
-    padded = np.outer(_padded_along(grid, grid.rows), _padded_along(grid, grid.cols)) / np.float32(grid.window_px**2)
-    busy = _busy(inputs)
-    return Loads(
-        np.stack([per_chunk * (hits > 0) for hits in busy]).astype(np.float32),
-        np.stack([padded * hits for hits in busy]).astype(np.float32),
-    )
+    per_chunk = np.outer(_windows_along(grid, grid.rows), _windows_along(grid, grid.cols))
+    padded = np.outer(_padded_along(grid, grid.rows), _padded_along(grid, grid.cols)) / grid.window_px**2
+    return np.stack([((per_chunk + padded * hits) * (hits > 0)).astype(np.float32) for hits in _busy(inputs)])
 
 
 def _busy(inputs: RunInputs) -> list[NDArray[np.uint16]]:

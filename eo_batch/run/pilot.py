@@ -150,15 +150,13 @@ class _Watch:
     listener: Listener
     chunks: int
     sample: Sample | None = None
-    windows: float = 0.0
     at_once: int = 1
     began: float = field(default_factory=time.time)
     planned: float = 0.0
 
     def choose(self, inputs: RunInputs) -> Sequence[Index]:
         """The chunks, far from each other one after the other: the first ones of all workers lie everywhere."""
-        loads = loads_of(inputs)
-        self.sample, self.windows = choose_sample(loads.work, self.chunks), float(loads.windows.sum(dtype=np.float64))
+        self.sample = choose_sample(loads_of(inputs), self.chunks)
         golden = (1 + 5**0.5) / 2
         return [self.sample.chunks[i] for i in np.argsort(np.arange(len(self.sample.chunks)) * golden % 1)]
 
@@ -195,7 +193,7 @@ def _judge(store: Store, watch: _Watch, sample: Sample) -> Pilot:
         search_s=watch.planned - watch.began,
         start_s=max(first - watch.planned, 0.0) + max(late - float(np.mean([work.seconds for work in kept])), 0.0),
         longest_s=max(work.seconds for work in kept),
-        window_share=min(1.0, plan["windows"] / watch.windows) if watch.windows else 1.0,
+        window_share=plan["windows"] / plan["windows_alone"] if plan["windows_alone"] else 1.0,
         price_per_s=(price or 0.0) * processes / 3600,
     )
     sizes = [size for size, is_warm in zip(written, warm, strict=True) if is_warm]
