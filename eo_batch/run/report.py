@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ class RunFacts:
     folders: tuple[Folder, ...]
     made: datetime
 
-    @property
+    @cached_property
     def pixel_km2(self) -> float:
         """Area of a pixel in the middle of the region."""
         return pixel_km2(self.grid)

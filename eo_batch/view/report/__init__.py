@@ -5,6 +5,10 @@ What it tells is gathered in `run/report.py`; here it is drawn. The page loads n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from eo_batch.core.records import ChunkFailure
 from eo_batch.outputs.store import Store
 from eo_batch.run.compare import HEADER
 from eo_batch.run.memory import gb
@@ -31,8 +35,7 @@ def report_html(store: Store, facts: RunFacts) -> str:
         f"<h1>{safe(name)}</h1>",
         f'<p class="lead">Report of an eo-batch run in {safe(facts.status.path)}, made {facts.made:%Y-%m-%d %H:%M} UTC</p>',
         _state(facts),
-        result_section(store, facts),
-        map_section(facts),
+        _side_by_side(result_section(store, facts), map_section(facts), fits=len(facts.states) <= 2),
         _failures(facts),
         timeline_section(facts),
         _compared(facts),
@@ -44,6 +47,10 @@ def report_html(store: Store, facts: RunFacts) -> str:
         "<footer>Written by eo-batch. This page loads nothing from elsewhere.</footer>",
     ]
     return document(f"{name}: report", "".join(body))
+
+
+def _side_by_side(left: str, right: str, *, fits: bool) -> str:
+    return f'<div class="pair">{left}{right}</div>' if fits and left and right else left + right
 
 
 def _state(facts: RunFacts) -> str:
@@ -89,11 +96,8 @@ def _failures(facts: RunFacts) -> str:
         return ""
     parts = []
     if status.failures:
-        rows = [
-            (failure.key, failure.code, failure.text.removeprefix(f"{failure.code}: ")) for failure in status.failures[:LISTED]
-        ]
         parts.append(table(status.failed_by_code.items(), header=("error", "chunks")))
-        parts.append(table(rows, header=("chunk", "error", "why"), caption=_cut("failed chunks", len(status.failures))))
+        parts.append(table(_alike(status.failures), header=("error", "why", "chunks"), caption="failed chunks"))
     if status.failing_items:
         items = [(item, f"{count:,}") for item, count in list(status.failing_items.items())[:LISTED]]
         parts.append(table(items, header=("item", "failed chunks"), caption=_cut("items that fail", len(status.failing_items))))
@@ -108,6 +112,17 @@ def _failures(facts: RunFacts) -> str:
         said = [(f"{count:,} x", text) for text, count in facts.warnings.items()]
         parts.append(table(said[:LISTED], caption=_cut("warnings while it ran", len(said))))
     return section("What went wrong", *parts)
+
+
+def _alike(failures: Sequence[ChunkFailure]) -> list[tuple[str, str, str]]:
+    """Failures with one text in one row, the most frequent first."""
+    keys: dict[tuple[str, str], list[str]] = {}
+    for failure in failures:
+        keys.setdefault((failure.code, failure.text.removeprefix(f"{failure.code}: ")), []).append(failure.key)
+    ordered = sorted(keys.items(), key=lambda entry: (-len(entry[1]), entry[0]))
+    rows = [(code, why, f"{found[0]}" + (f" and {len(found) - 1:,} more" if found[1:] else "")) for (code, why), found in ordered]
+    rest = sum(len(found) for _, found in ordered[LISTED:])
+    return [*rows[:LISTED], *([("others", "", f"{rest:,}")] if rest else [])]
 
 
 def _compared(facts: RunFacts) -> str:
@@ -138,10 +153,10 @@ def _seams(facts: RunFacts) -> str:
     if "seen" in verdicts:
         which = ", ".join(f'"{figures.prompt}"' for figures in facts.seams if figures.verdict == "seen")
         said = paragraph(
-            f"Seams are seen in {which}: across borders of chunks the map changes more often than beside them.", kind="bad"
+            f"Seams are seen in {which}: across borders of chunks the map changes more than it does near them.", kind="bad"
         )
     elif "none" in verdicts:
-        said = paragraph("No seam is seen: across borders of chunks the map changes as often as beside them.", kind="good")
+        said = paragraph("No seam is seen: across borders of chunks the map changes no more than it does near them.", kind="good")
     else:
         said = paragraph("Too little changes near borders of chunks to tell.", kind="note")
     has_scores = any(figures.score_across is not None for figures in facts.seams)
@@ -154,7 +169,7 @@ def _seams(facts: RunFacts) -> str:
         row += [f"{one.score_across or 0:.5f}", f"{one.score_beside or 0:.5f}"] if has_scores else []
         rows.append([*row, words[one.verdict]])
     note = (
-        f"Pairs of neighbouring pixels across {facts.seams[0].borders:,} borders of chunks, and across parallel lines beside them "
+        f"Pairs of neighbouring pixels across {facts.seams[0].borders:,} borders of chunks, and across parallel lines near them "
         "with the same place among the model's windows; deviations are those of these lines."
     )
     return section("Seams", said, table(rows, header=(*header, "verdict")), paragraph(note, kind="note"))
@@ -188,8 +203,6 @@ def _sittings(facts: RunFacts) -> str:
 
 
 def _minute(moment: float) -> str:
-    from datetime import UTC, datetime
-
     return f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M:%S}"
 
 

@@ -17,6 +17,8 @@ DRAWN = 4000
 """So many chunks are drawn one by one, with what is known of each; more become a picture."""
 SHOWN_STEPS = 24
 """Maps that are shown; of more time steps, the ones with most trouble."""
+CELL_PX = 56
+"""Widest square of a chunk."""
 SIDE_PX = 1200
 """Longest side of a picture of chunks: a larger grid is thinned, and trouble is what stays."""
 
@@ -39,7 +41,7 @@ def map_section(facts: RunFacts) -> str:
         picture = _as_image(states[step], labels[step]) if many else _as_svg(states[step], step, labels[step], told)
         figures.append(f"<figure>{picture}<figcaption>{safe(labels[step])}: {_counts(states[step])}</figcaption></figure>")
     note = f'<p class="note">{hidden:,} more time steps have less trouble than these.</p>' if hidden else ""
-    colours = [(name, COLOURS[name]) for name in ("done", "no observation", "failed", "to do")]
+    colours = [*((name, COLOURS[name]) for name in ("done", "no observation", "failed")), ("to do", "var(--todo)")]
     css = "maps one" if len(shown) == 1 else "maps"
     return section("Map of chunks", legend(colours), f'<div class="{css}">{"".join(figures)}</div>', note)
 
@@ -77,7 +79,8 @@ def _as_svg(states: NDArray[np.uint8], step: int, label: str, told: Mapping[tupl
             square = f'<rect x="{ix + 0.03}" y="{iy + 0.03}" width=".94" height=".94" rx=".08" fill="{fill}"/>'
             cells.append(f"<g><title>{safe(title)}</title>{square}{cross}</g>")
     alt = safe(f"Chunks of time step {label}: {_counts(states)}")
-    return f'<svg viewBox="0 0 {nx} {ny}" role="img" aria-label="{alt}">{"".join(cells)}</svg>'
+    widest = max(200, CELL_PX * nx)
+    return f'<svg viewBox="0 0 {nx} {ny}" style="max-width:{widest}px" role="img" aria-label="{alt}">{"".join(cells)}</svg>'
 
 
 def _as_image(states: NDArray[np.uint8], label: str) -> str:

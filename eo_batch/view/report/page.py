@@ -22,20 +22,20 @@ def safe(text: object) -> str:
 
 
 def table(rows: Iterable[Sequence[object]], *, header: Sequence[str] = (), caption: str = "") -> str:
-    """Rows as a table; the first cell of a row is its heading. Numbers stand to the right."""
+    """Rows as a table; the first cell of a row is its heading. Numbers and names are not broken into lines."""
     lines = [f"<caption>{safe(caption)}</caption>"] if caption else []
     if header:
         lines.append("<thead><tr>" + "".join(f'<th scope="col">{safe(name)}</th>' for name in header) + "</tr></thead>")
     lines.append("<tbody>")
     for first, *rest in rows:
-        cells = "".join(f"<td{_side(cell)}>{safe(cell)}</td>" for cell in rest)
+        cells = "".join(f"<td{_class_of(cell)}>{safe(cell)}</td>" for cell in rest)
         lines.append(f'<tr><th scope="row">{safe(first)}</th>{cells}</tr>')
     return f'<div class="scroll"><table>{"".join(lines)}</tbody></table></div>'
 
 
-def _side(cell: object) -> str:
+def _class_of(cell: object) -> str:
     text = str(cell)
-    return ' class="n"' if text[:1].isdigit() and len(text) < 30 else ""
+    return ' class="n"' if len(text) < 30 and (text[:1].isdigit() or " " not in text) else ""
 
 
 def section(title: str, *parts: str) -> str:

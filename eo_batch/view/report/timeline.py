@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
 from eo_batch.run.pace import worker_text
@@ -125,8 +126,6 @@ def _slices(lane: Sequence[ChunkRow], clock: Clock, y: float) -> list[str]:
 
 
 def _spread(row: ChunkRow, bins: Sequence[tuple[float, float]], starts: Sequence[float], totals: list[dict[str, float]]) -> None:
-    from bisect import bisect_right
-
     at = _span(row)[0]
     for stage, took in _shares(row):
         end = at + took
@@ -157,11 +156,14 @@ def _notes(facts: RunFacts) -> str:
 def _rates(facts: RunFacts, timed: Sequence[ChunkRow], clock: Clock) -> list[str]:
     """Small charts over the same clock: area, windows, and how busy the devices were."""
     bins = clock.bins(RATE_BINS)
+    starts = [begin for begin, _ in bins]
     area = [0.0] * len(bins)
     windows, busy, worked = list(area), list(area), list(area)
     for row in timed:
         began, end = _span(row)
-        hits = [(i, min(end, b) - max(began, a)) for i, (a, b) in enumerate(bins) if a < end and b > began]
+        first = max(0, bisect_right(starts, began) - 1)
+        near = enumerate(bins[first : bisect_right(starts, end)], first)
+        hits = [(i, min(end, b) - max(began, a)) for i, (a, b) in near if b > began]
         whole = sum(share for _, share in hits) or 1.0
         for i, share in hits:
             area[i] += row.inside_px * facts.pixel_km2 * share / whole
