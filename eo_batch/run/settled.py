@@ -1,8 +1,8 @@
 """What a pipeline may leave open, and a run must not: windows per call, and the kind of device. Found once, then frozen.
 
 What is written into `request.json` is the answer, never the question. So a run goes on with the same numbers wherever it is
-resumed, and a worker of another kind is refused instead of giving other bits. Where the workers may have GPUs and this machine
-has none, they are asked.
+resumed, and a worker of another kind is refused instead of giving other bits. Where the workers may have GPUs and this process
+has none, or shall leave them alone, they are asked.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from eo_batch.models.batch import choose_batch
 from eo_batch.models.inference import ProbeReport, probe_segmenter
 from eo_batch.models.registry import has_device, load_segmenter, with_device
 from eo_batch.models.segmenter import Segmenter, SegmenterInfo
-from eo_batch.run.crew import crew_of
+from eo_batch.run.crew import Crew, crew_of
 from eo_batch.run.executors import make_executor
 from eo_batch.run.executors.worker import worker_threads
 from eo_batch.run.features import check_keeps
@@ -74,7 +74,7 @@ def settle(request: Request, cluster: ClusterSpec, *, say: Callable[[str], None]
     ModelError : these, and `model-oom`: not even one window fits.
     """
     spec, crew = request.spec, crew_of(cluster)
-    if not crew.is_here and has_device(spec.model) and spec.model.options.get("device") != "cpu" and not _has_gpu():
+    if has_device(spec.model) and spec.model.options.get("device") != "cpu" and _is_theirs(cluster, crew):
         return _settle_elsewhere(request, cluster, say)
     segmenter = load_segmenter(spec.model, spec.source.bands)
     limit = spec.limits.memory_gb
@@ -158,9 +158,14 @@ def _on(model: ModelSpec, device: str) -> ModelSpec:
     return model.model_copy(update={"options": {**model.options, "device": device}})
 
 
-def _has_gpu() -> bool:
+def _is_theirs(cluster: ClusterSpec, crew: Crew) -> bool:
+    """The workers may have a GPU where this process has none, or is to leave it to them."""
+    if cluster.kind == "gpus":
+        return True
+    if crew.is_here:
+        return False
     try:
         from eo_batch.models.devices import find_device
     except ImportError:  # whoever loads the segmenter says what is missing
         return False
-    return find_device("auto").type != "cpu"
+    return find_device("auto").type == "cpu"

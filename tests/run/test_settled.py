@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from rundigest import file_digests
+from servers.dask_cluster import dask_cluster
 from tinyclipseg import make_tiny, tiny_pipeline
 from toy import make_toy, toy_pipeline
 
-from eo_batch.core.errors import ResourceError, ResumeError
+from eo_batch.core.errors import ModelError, ResourceError, ResumeError
+from eo_batch.models.inference import ProbeReport
+from eo_batch.models.probe import WindowMean
 from eo_batch.models.registry import load_segmenter
 from eo_batch.run import answers
 from eo_batch.run.driver import resume_run, start_run
 from eo_batch.run.generations import Generation
 from eo_batch.run.manifest import SegmenterIdentity, read_manifest, read_request, write_inputs
 from eo_batch.run.plan import make_inputs_of, plan_run
+from eo_batch.run.price import Price
 from eo_batch.run.request import Request, load_pipeline
+from eo_batch.run.settled import Told, agree
 from eo_batch.run.task import execute, forget_contexts, prepare
 from eo_batch.version import __version__
 
@@ -106,7 +112,7 @@ def begun_on_a_gpu(toy: Path, weights: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("cluster", ["serial", "local:2"])
+@pytest.mark.parametrize("cluster", ["serial", "local:1"])
 def test_a_run_of_a_gpu_is_not_computed_on_a_cpu_instead(begun_on_a_gpu: Path, cluster: str) -> None:
     with pytest.raises(ResourceError, match="no-gpu"):
         resume_run(begun_on_a_gpu, executor=cluster)
@@ -144,3 +150,56 @@ def test_weights_are_loaded_once_in_a_process_and_never_sent(
         execute(*task)
     forget_contexts()
     assert len(loads) == 1
+
+
+def told(device: str, batch: int, digest: str = "") -> Told:
+    """What a worker may say."""
+    info = replace(WindowMean(("red",)).info, device=device, digest=digest or device)
+    return Told(info, batch, ProbeReport(True, (0.0, 1.0)), Price(0.0, 1.0, 0.0))
+
+
+NO_GPU = ResourceError("no-gpu", "there is no GPU that torch can use")
+
+
+@pytest.mark.parametrize(
+    ("answers", "device", "batch"),
+    [
+        ([told("cpu", 4)], "cpu", 4),
+        ([told("cuda", 8), told("cuda", 4)], "cuda", 4),  # all of them can do the least
+        ([told("cpu", 2), told("cuda", 8)], "cuda", 8),  # those without a GPU are sent away later
+        ([NO_GPU, told("cuda", 8), TimeoutError()], "cuda", 8),
+    ],
+)
+def test_workers_agree_on_a_gpu_and_on_the_smallest_batch(answers: list[object], device: str, batch: int) -> None:
+    found = agree({f"w{number}": answer for number, answer in enumerate(answers)})
+    assert (found.info.device, found.batch) == (device, batch)
+
+
+def test_workers_that_cannot_answer_say_why() -> None:
+    with pytest.raises(ResourceError, match="no-gpu"):
+        agree({"w0": TimeoutError(), "w1": NO_GPU})
+    with pytest.raises(ResourceError, match="no worker could try the segmenter: TimeoutError"):
+        agree({"w0": TimeoutError()})
+
+
+def test_workers_with_different_weights_are_refused() -> None:
+    with pytest.raises(ModelError, match="different weights"):
+        agree({"w0": told("cuda", 4, "a"), "w1": told("cuda", 4, "b")})
+
+
+def test_workers_elsewhere_are_asked_and_the_run_is_that_of_one_process(toy: Path, weights: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU: nobody is asked")
+    text = tiny_pipeline(str(weights), size=SIZE, chunk_px=64, options='device = "auto"')
+    request, waited = request_of(toy, text, edit=("batch = 2", 'batch = "auto"')), []
+    start_run(request, tmp_path / "here", executor="serial")
+    (tmp_path / "dask").mkdir()
+    with dask_cluster(tmp_path / "dask", workers=1) as cluster:
+        start_run(
+            request,
+            tmp_path / "there",
+            executor=cluster.address,
+            listener=lambda event: waited.append(event.text) if event.kind == "wait" else None,
+        )
+    assert "asking the workers for their device and for the batch that fits" in waited
+    assert file_digests(tmp_path / "there") == file_digests(tmp_path / "here")

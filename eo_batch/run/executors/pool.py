@@ -89,7 +89,7 @@ class PoolExecutor:
             names[address]: self._client.submit(function, *arguments, workers=[address], pure=False, retries=0)
             for address in sorted(names)
         }
-        with suppress(TimeoutError):
+        with suppress(TimeoutError), self._client.as_current():
             wait(list(asked.values()), timeout=timeout_s)
         return {name: _answer_of(future, timeout_s) for name, future in asked.items()}
 
