@@ -117,7 +117,7 @@ def memory_of(
     free = int(asked * 1e9) if asked else int(psutil.virtual_memory().available * SAFE_SHARE)
     return Memory(
         per_chunk=_chunk_bytes(inputs, segmenter, covered, prompts=prompts),
-        shared=segmenter.info.fixed_bytes + edge_budget(inputs, segmenter.info, prompts=prompts),
+        shared=segmenter.info.fixed_bytes + edge_budget(inputs, prompts=prompts),
         chunk_px=inputs.grid.chunk_px,
         crew=crew,
         worker_limit=None if worker_gb is None else int(worker_gb * 1e9),

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 Index = tuple[int, int, int]
 """(t, iy, ix) of a chunk."""
 
-PIECES_EACH = 4
-"""Pieces for each process: more of them balance better, fewer share more. Who has none left helps with another's."""
+PIECES_EACH = 2
+"""Pieces for each process: fewer share more. Who has none left helps with another's, so they need not be small to balance."""
 
 
 @dataclass(frozen=True)

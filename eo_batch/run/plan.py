@@ -26,7 +26,6 @@ from eo_batch.run.memory import SAFE_SHARE, Memory, gb, memory_of
 from eo_batch.run.price import Price, kept_of, measure_price
 from eo_batch.run.request import Request
 from eo_batch.run.settled import settle
-from eo_batch.run.shared_windows import is_worth_sharing
 from eo_batch.run.status import pixel_area_km2
 from eo_batch.sources.search import search_items
 from eo_batch.sources.stack import open_source
@@ -327,13 +326,14 @@ def make_plan(
     asked = prompts or spec.prompt_set
     crew = crew_of(cluster)
     covered = coverage_of(inputs, processes=crew.processes)
-    windows = covered.windows_computed if is_worth_sharing(segmenter.info) else covered.windows
     bytes_to_read = covered.pixels * (2 * len(spec.source.bands) + 1)
     batch = spec.model.fixed_batch
     if price is None:
         price = measure_price(segmenter, asked, spec.source.bands, window_px=grid.window_px, batch=batch, keeper=keeper)
-    kept = kept_of(price, spec.cache, segmenter.info.digest, windows=windows, distinct=covered.windows_distinct, out=out)
-    scoring_s = price.windows_s(windows, prompts=len(asked), loaded=kept.loaded)
+    kept = kept_of(
+        price, spec.cache, segmenter.info.digest, windows=covered.windows_computed, distinct=covered.windows_distinct, out=out
+    )
+    scoring_s = price.windows_s(covered.windows_computed, prompts=len(asked), loaded=kept.loaded)
     free, disk_gb = Store(out or Path.cwd()).free_bytes(), spec.limits.disk_gb
     may_use = [count for count in (free, None if disk_gb is None else int(disk_gb * 1e9)) if count is not None]
     return Plan(
@@ -345,7 +345,7 @@ def make_plan(
         scenes=len(inputs.items),
         chunks=inputs.chunk_count,
         chunks_with_data=covered.chunks_with_data,
-        windows=windows,
+        windows=covered.windows_computed,
         windows_alone=covered.windows,
         windows_distinct=covered.windows_distinct,
         batch=batch,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from eo_batch.core.grid import Grid
 from eo_batch.models.inference import made_up_windows, stands_alone
-from eo_batch.models.segmenter import FLOAT_BYTES, Segmenter, SegmenterInfo
+from eo_batch.models.segmenter import FLOAT_BYTES, Segmenter
 from eo_batch.models.shared_windows import SharedWindows
 from eo_batch.run.manifest import RunInputs
 from eo_batch.run.order import Index, Piece, groups, pieces
@@ -25,8 +25,8 @@ IN_FLIGHT = 4
 
 
 def share_windows(inputs: RunInputs, segmenter: Segmenter, prompt_features: Any, *, prompts: int) -> SharedWindows:
-    """What the chunks of a run share in this process; nothing where keeping costs more or would change a byte."""
-    budget = edge_budget(inputs, segmenter.info, prompts=prompts)
+    """What the chunks of a run share in this process; nothing where that could change a byte."""
+    budget = edge_budget(inputs, prompts=prompts)
     if budget and not _stands_alone(segmenter, prompt_features, inputs, prompts):
         budget = 0
     return SharedWindows(inputs.grid, budget=budget)
@@ -42,17 +42,13 @@ def pieces_of(inputs: RunInputs, *, processes: int) -> Iterator[Piece]:
     return pieces(len(inputs.steps), inputs.grid.chunks_yx, processes=processes, widest=_widest(inputs))
 
 
-def is_worth_sharing(info: SegmenterInfo) -> bool:
-    """Whether windows cost more than keeping their answers: indices of a pixel do not."""
-    return not info.pixelwise
-
-
-def edge_budget(inputs: RunInputs, info: SegmenterInfo, *, prompts: int) -> int:
+def edge_budget(inputs: RunInputs, *, prompts: int) -> int:
     """Bytes of edges that a process holds at most: those of a row of chunks, or as much of them as there is memory for."""
     grid = inputs.grid
-    if not is_worth_sharing(info) or grid.chunks_yx == (1, 1):
+    if grid.chunks_yx == (1, 1):
         return 0
-    return min(_most(inputs), (grid.chunks_yx[1] + IN_FLIGHT) * _edge_bytes(grid, prompts))
+    ny, nx = grid.chunks_yx
+    return min(_most(inputs), min(nx + IN_FLIGHT, ny * nx) * _edge_bytes(grid, prompts))
 
 
 def _widest(inputs: RunInputs) -> int:
