@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -24,7 +25,7 @@ from eo_batch.core.grid import Grid, Span
 from eo_batch.core.logs import redact_logs
 from eo_batch.core.records import BandAsset
 from eo_batch.sources.access import AssetAccess
-from eo_batch.sources.asset_errors import Retry, host_of, with_retries
+from eo_batch.sources.asset_errors import TRANSIENT, Retry, host_of, with_retries
 from eo_batch.sources.open_files import forget, open_limit, opened_files
 from eo_batch.sources.raster import GDAL_ENV, Header, Placement, check_scale, choose_level, open_raster, place, read_header
 from eo_batch.sources.resample import Pixels, Positions, average_blocks, decode, positions, resample
@@ -107,6 +108,7 @@ class AssetReader:
     grid : of the run.
     requests_at_once : simultaneous reads per host.
     retry : patience.
+    refused : files that cannot be used, and why, as this process has found out; nobody spends time on them again.
     """
 
     token: str
@@ -114,6 +116,7 @@ class AssetReader:
     grid: Grid
     requests_at_once: int = 8
     retry: Retry = field(default_factory=Retry)
+    refused: dict[Hashable, AssetError] = field(default_factory=dict, repr=False, compare=False)
 
     def read(self, wanted: BandRead, rows: Span, cols: Span, *, out: Pixels) -> int:
         """Fill `out` with the pixels of `wanted` at the grid pixels `rows` x `cols`.
@@ -143,17 +146,27 @@ class AssetReader:
         key = (self.token, self.grid.digest, wanted.asset.href, wanted.asset.index, wanted.nearest)
         known = _HEADERS.get(key)
         if known is None:
-            header = self.attempt(wanted, -1, lambda dataset: read_header(dataset, wanted.asset.index, wanted.owner))
-            self._check_kind(wanted, header)
-            overview, block_px = choose_level(header, self.grid, nearest=wanted.nearest, where=wanted.owner)
-            level = header
-            if overview >= 0:
-                level = self.attempt(wanted, overview, lambda dataset: read_header(dataset, wanted.asset.index, wanted.owner))
-            placement = place(header, level, self.grid, overview=overview, block_px=block_px, where=wanted.owner)
-            known = header, placement
+            if key in self.refused:
+                raise copy(self.refused[key])
+            try:
+                known = self._first_look(wanted)
+            except AssetError as error:
+                if error.code not in TRANSIENT and len(self.refused) < MAX_HEADERS:
+                    self.refused[key] = copy(error)
+                raise
             _HEADERS.put(key, known)
         header, placement = known
         return header, placement
+
+    def _first_look(self, wanted: BandRead) -> tuple[Header, Placement]:
+        """What a file says of itself. What fails here fails for every chunk; a damaged block does so for those it touches."""
+        header = self.attempt(wanted, -1, lambda dataset: read_header(dataset, wanted.asset.index, wanted.owner))
+        self._check_kind(wanted, header)
+        overview, block_px = choose_level(header, self.grid, nearest=wanted.nearest, where=wanted.owner)
+        level = header
+        if overview >= 0:
+            level = self.attempt(wanted, overview, lambda dataset: read_header(dataset, wanted.asset.index, wanted.owner))
+        return header, place(header, level, self.grid, overview=overview, block_px=block_px, where=wanted.owner)
 
     def _check_kind(self, wanted: BandRead, header: Header) -> None:
         if not wanted.group:

@@ -121,6 +121,23 @@ def test_a_file_that_is_not_there_is_asked_for_once_only(server: FileServer) -> 
     assert len(server.requests_of("a.tif")) <= 3
 
 
+def test_a_file_that_cannot_be_used_is_not_asked_for_again(server: FileServer) -> None:
+    source = remote_source(server)
+    (server.root / "a.tif").write_text("this is no raster")
+    first = error_of(source)
+    asked = len(server.requests_of("a.tif"))
+    assert str(error_of(source)) == str(first)
+    assert len(server.requests_of("a.tif")) == asked
+
+
+def test_a_file_that_could_not_be_reached_is_asked_for_again(server: FileServer) -> None:
+    server.script("a.tif", Fault("status", 503, repeat=True))
+    source = remote_source(server)
+    assert error_of(source).code == "asset-unreachable"
+    server.script("a.tif")
+    assert np.isfinite(pixels_of(source)).any()
+
+
 def test_a_scene_that_is_not_there_is_skipped_on_request_only(server: FileServer) -> None:
     source = remote_source(server, missing="skip")
     (server.root / "a.tif").unlink()
