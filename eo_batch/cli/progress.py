@@ -24,6 +24,8 @@ LINE_EVERY_S = 10.0
 PACE_EVERY_S = 0.5
 """The bar's figures change at most so often."""
 TOLD = ("warning", "failure")
+SENTENCES = ("worker", "wait")
+"""Events whose text needs no word before it."""
 FIGURES = ("start", "chunk", "failure", "worker")
 
 
@@ -118,7 +120,7 @@ class Progress:
             if self._withheld:
                 say(f"search: {self._withheld}")
                 self._withheld = ""
-            say(f"{event.kind}: {event.text}")
+            say(event.text if event.kind in SENTENCES else f"{event.kind}: {event.text}")
 
     def _figures(self, event: Event) -> tuple[str, ...]:
         """Speed, how busy the device is, and the time left, as far as they are known."""
@@ -131,7 +133,7 @@ class Progress:
         if pace is not None:
             self._last_pace = now
             left = pace.seconds_left(event.total - event.done)
-            self._pace = (*pace_texts(pace), *([f"{duration_text(left)} left"] if left else []))
+            self._pace = (*([f"{duration_text(left)} left"] if left else []), *pace_texts(pace))
         return self._pace
 
     def _draw(self, event: Event) -> None:
@@ -147,9 +149,10 @@ class Progress:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bar
+        from rich.table import Column
 
         def text(field: str) -> TextColumn:
-            return TextColumn(field, markup=False)
+            return TextColumn(field, markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
 
         self._bar = Bar(
             SpinnerColumn(),

@@ -71,4 +71,5 @@ def test_workers_that_come_and_go_are_lines(capsys: pytest.CaptureFixture[str]) 
     with Progress(as_json=False, quiet=False) as progress:
         progress.tell(Event("worker", "worker 3 joined", data={"worker": "3", "state": "joined"}))
         progress.tell(Event("worker", "worker 3 was lost", data={"worker": "3", "state": "lost"}))
-    assert [line.split(": ")[1] for line in capsys.readouterr().err.splitlines()] == ["worker 3 joined", "worker 3 was lost"]
+        progress.tell(Event("wait", "waiting for workers (0 of 8)"))
+    assert capsys.readouterr().err.splitlines() == ["worker 3 joined", "worker 3 was lost", "waiting for workers (0 of 8)"]
