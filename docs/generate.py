@@ -42,6 +42,7 @@ COMMANDS = (
     ("pipelines", "show"),
     ("clusters", "list"),
     ("clusters", "show"),
+    ("worker-check",),
 )
 
 

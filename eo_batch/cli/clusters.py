@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
-from eo_batch.cli.report import Json, command, epilog, print_json, print_table
+from eo_batch.cli.jobs import Catalog, Cluster, Pipeline, Workers
+from eo_batch.cli.pipelines import pipeline_path
+from eo_batch.cli.progress import Progress
+from eo_batch.cli.report import Json, Quiet, command, epilog, plain, print_json, print_table
 
 
 def register(app: typer.Typer) -> None:
@@ -16,6 +19,8 @@ def register(app: typer.Typer) -> None:
     group.command("list", epilog=epilog("eo-batch clusters list"))(list_clusters)
     group.command("show", epilog=epilog("eo-batch clusters show slurm-gpu > clusters/mine.toml"))(show_cluster)
     app.add_typer(group, name="clusters")
+    examples = epilog("eo-batch worker-check my.toml --cluster slurm-gpu --out /shared/my-run")
+    app.command("worker-check", epilog=examples)(worker_check)
 
 
 @command
@@ -41,6 +46,43 @@ def show_cluster(
     from eo_batch.run.clusters import cluster_path
 
     print(cluster_path(name, Path()).read_text(encoding="utf-8"), end="")
+
+
+@command
+def worker_check(
+    pipeline: Pipeline,
+    cluster: Cluster = None,
+    workers: Workers = None,
+    out: Annotated[str | None, typer.Option(help="Where the run will be, or is: workers write there, and tidy up.")] = None,
+    catalog: Catalog = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Prove that the workers of a cluster can work.
+
+    On every worker: the same versions as here, an asset of each host readable, the same weights, the GPU, --out writable. Ends
+    with 0, or with the exit status of the first thing that is wrong.
+    """
+    from eo_batch.run.clusters import choose_cluster
+    from eo_batch.run.request import load_pipeline
+    from eo_batch.run.worker_check import CHECKS, check_workers
+
+    request = load_pipeline(pipeline_path(pipeline), catalog=catalog)
+    chosen = choose_cluster(request.spec.cluster, cluster, workers, base=request.folder)
+    with Progress(as_json=False, quiet=quiet or json, unit="workers") as progress:
+        reports = check_workers(request, chosen, out=out or "", say=progress.note)
+    status = next((report.status for report in reports if report.status), 0)
+    if json:
+        print_json({"workers": [report.as_dict() for report in reports], "exit_status": status})
+        return status
+    states = [{check.name: "WRONG" if check.status else "ok" for check in report.checks} for report in reports]
+    rows = [(r.worker, r.host or "-", *(s.get(name, "-") for name in CHECKS)) for r, s in zip(reports, states, strict=True)]
+    print_table(rows, header=("worker", "host", *CHECKS))
+    for report in reports:
+        for check in report.checks:
+            if check.status or report is reports[0]:
+                print(plain(f"worker {report.worker}: {check.name}: {check.text}"))
+    return status
 
 
 def _summary(path: Path) -> str:

@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,9 +99,8 @@ def run_slurm(folder: Path) -> Iterator[Slurm]:
     slurm = Slurm(folder, {"SLURM_CONF": str(config)})
     started: list[subprocess.Popen[bytes]] = []
     try:
-        places = [f"--{kind}={folder}/munge.{kind}" for kind in ("socket",)]
-        files = [f"--{kind}-file={folder}/munge.{kind}" for kind in ("pid", "log", "seed")]
-        started.append(_start(slurm, "munged", "--foreground", "--force", f"--key-file={key}", *places, *files))
+        files = [f"--{kind}-file={folder}/munge.{kind}" for kind in ("pid", "log", "seed", "key")]
+        started.append(_start(slurm, "munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *files))
         _wait(lambda: (folder / "munge.socket").exists(), started, slurm)
         started.append(_start(slurm, "slurmctld", "-D", "-i"))
         started.append(_start(slurm, "slurmd", "-D", "-N", host))
@@ -129,14 +128,24 @@ def _state(slurm: Slurm) -> str:
     return asked.stdout
 
 
-def _wait(there, started, slurm: Slurm) -> None:
+def wait_until(there: Callable[[], bool], otherwise: str) -> None:
+    """Return as soon as `there` is true; an error that says `otherwise` if it does not become so."""
     until = time.monotonic() + PATIENCE_S
     while not there():
-        dead = [process.args for process in started if process.poll() is not None]
-        if dead or time.monotonic() > until:
-            logs = "\n".join(path.read_text(errors="replace")[-2000:] for path in sorted(slurm.folder.glob("*.out")))
-            raise RuntimeError(f"SLURM did not start, ended: {dead}\n{logs}")
-        time.sleep(0.05)
+        if time.monotonic() > until:
+            raise TimeoutError(otherwise)
+        time.sleep(0.1)
+
+
+def _wait(there: Callable[[], bool], started: list[subprocess.Popen[bytes]], slurm: Slurm) -> None:
+    """`wait_until`, as long as the daemons live."""
+    try:
+        wait_until(lambda: there() or any(process.poll() is not None for process in started), "SLURM did not start")
+        if any(process.poll() is not None for process in started):
+            raise RuntimeError("SLURM ended")
+    except (TimeoutError, RuntimeError) as error:
+        logs = "\n".join(path.read_text(errors="replace")[-2000:] for path in sorted(slurm.folder.glob("*.out")))
+        raise RuntimeError(f"{error}\n{logs}") from None
 
 
 def _end(slurm: Slurm, started: list[subprocess.Popen[bytes]]) -> None:
