@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
+from torch import Tensor
 
 from eo_batch.core.errors import ModelError
 from eo_batch.models.batch import GPU_BATCHES, SAFE_SHARE
@@ -27,6 +28,7 @@ from eo_batch.models.devices import (
     lost_device,
     name_of,
     room_of,
+    sent,
 )
 from eo_batch.models.weights import WeightFiles
 from eo_batch.models.weights.folders import FolderFiles
@@ -105,6 +107,20 @@ class Engine(Generic[_Network]):
             let_go(self.device)  # only here: until its error is gone the failed call holds what it had made
         with self.computing(threads, what, windows):
             return compute()
+
+    def join(self, windows: list[tuple[Tensor, ...]], *, threads: int) -> list[tuple[Tensor, ...]]:
+        """Kept features of single windows, each (1, ...), on the device: one entry for all that are computed together.
+
+        Raises
+        ------
+        ModelError, ResourceError : as `computing`.
+        """
+        entries = [tuple(torch.cat(part) for part in zip(*windows, strict=True))] if self.together else windows
+
+        def send() -> list[tuple[Tensor, ...]]:
+            return [tuple(sent(part, self.device) for part in entry) for entry in entries]
+
+        return self.call(send, threads=threads, what="kept features", windows=len(windows))
 
     @contextmanager
     def computing(self, threads: int, what: str, windows: int = 0) -> Iterator[None]:

@@ -117,6 +117,10 @@ class FinderEngine(Protocol):
         """For each window its place among those that are computed, and which those are."""
         ...
 
+    def join(self, windows: list[tuple[Tensor, ...]], *, threads: int) -> list[tuple[Tensor, ...]]:
+        """Kept features of single windows, each (1, ...), on the device: one entry for all that are computed together."""
+        ...
+
     def hear(self, ids: Tensor, *, threads: int) -> Any:
         """What no window changes of a prompt, int64 (tokens,)."""
         ...
@@ -233,15 +237,13 @@ class FinderSegmenter:
 
     def load_features(self, windows: Sequence[Mapping[str, NDArray[Any]]]) -> FinderImages:
         """Image features, as `encode_images` gives them, of windows as `dump_features` gave them."""
-        import torch
-
         from eo_batch.models.kept import tensor_of
 
         names = [f"map{number}" for number in range(len(windows[0]) - 1)]
         places, kept = self.engine.distinct([b"".join(window[name].tobytes() for name in names) for window in windows])
-        entries = [tuple(tensor_of(windows[number][name])[None].to(self.engine.device) for name in names) for number in kept]
-        if self.engine.together:
-            entries = [tuple(torch.cat(some) for some in zip(*entries, strict=True))]
+        entries = self.engine.join(
+            [tuple(tensor_of(windows[number][name])[None] for name in names) for number in kept], threads=self.threads
+        )
         height, width = (int(length) for length in windows[0]["shape_yx"])
         return FinderImages(tuple(Maps(maps) for maps in entries), places, (height, width))
 

@@ -75,12 +75,13 @@ class RemoteSAMEngine(Engine[RemoteSAM]):
         ModelError : `model-oom`.
         """
         side, (h, w) = self.network.config.window_px, windows[0]["grid"]
-        with self.computing(threads, f"kept features of {len(windows)} windows"):
-            carried, look, query = (
-                torch.stack([tensor_of(window[name], self.dtype) for window in windows]).to(self.device)
-                for name in Seen._fields[1:]
-            )
+        kept = [torch.stack([tensor_of(window[name], self.dtype) for window in windows]) for name in Seen._fields[1:]]
+
+        def send() -> ImageFeatures:
+            carried, look, query = (sent(part, self.device) for part in kept)
             return ImageFeatures((Seen((int(h), int(w)), carried, look, query),), (side, side))
+
+        return self.call(send, threads=threads, what="kept features", windows=len(windows))
 
     def answer(self, windows: ImageFeatures, prompt: PromptFeatures, *, threads: int) -> Tensor:
         """Foreground minus background of the windows of one entry, float32 (n, side, side) on the CPU.

@@ -85,12 +85,6 @@ class RSRefSegEngine(Engine[RSRefSeg]):
         embedding = config.sam_width * config.sam_grid**2
         return size * embedding + torch.float32.itemsize * config.width * patches + size * 3 * config.sam_width * patches
 
-    def join(self, parts: list[tuple[Tensor, ...]]) -> tuple[ImageFeatures, ...]:
-        """Entries, as `encode_pixels` gives them, of the parts (each (1, ...), as `PARTS`) of single windows."""
-        if not self.together:
-            return tuple(ImageFeatures(*(part.to(self.device) for part in window)) for window in parts)
-        return (ImageFeatures(*(torch.cat(part).to(self.device) for part in zip(*parts, strict=True))),)
-
 
 def open_engine(files: WeightFiles, *, device: str, precision: str) -> RSRefSegEngine:
     """The network of `files`; errors as `models.engine.open_once`."""

@@ -142,11 +142,13 @@ class RSRefSegSegmenter:
         """Image features, as `encode_images` gives them, of windows as `dump_features` gave them."""
         from eo_batch.models.kept import tensor_of
         from eo_batch.models.rsrefseg.engine import PARTS
+        from eo_batch.models.rsrefseg.network import ImageFeatures
 
         places, kept = self.engine.distinct([b"".join(window[name].tobytes() for name in PARTS) for window in windows])
         parts = [tuple(tensor_of(windows[number][name])[None] for name in PARTS) for number in kept]
         height, width = (int(length) for length in windows[0]["shape_yx"])
-        return RSRefSegImages(self.engine.join(parts), places, (height, width))
+        entries = tuple(ImageFeatures(*entry) for entry in self.engine.join(parts, threads=self.threads))
+        return RSRefSegImages(entries, places, (height, width))
 
     def explain(self, prompts: PromptSet) -> tuple[str, ...]:
         """The sentence and the word pieces that each prompt is asked with, one line per prompt."""
