@@ -33,6 +33,17 @@ def file_digests(run: Path) -> dict[str, str]:
     return out
 
 
+def download(where: str, folder: Path) -> Path:
+    """Every object of a run in a bucket as a file below `folder`."""
+    from eo_batch.outputs.store import Store
+
+    store = Store(where)
+    for name in store.list():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(store.get(name))
+    return folder
+
+
 def newest_digests(run: Path) -> dict[str, str]:
     """`file_digests` of an extended run as if it had never been extended: files of its newest generation, and the shared ones."""
     every = file_digests(run)

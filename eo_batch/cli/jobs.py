@@ -14,7 +14,7 @@ import typer
 from eo_batch.cli.pilot import price_by_pilot
 from eo_batch.cli.pipelines import pipeline_path
 from eo_batch.cli.progress import Progress
-from eo_batch.cli.report import Json, Quiet, command, epilog, plain, print_json, print_table, say
+from eo_batch.cli.report import Json, Quiet, RunFolder, command, epilog, has_begun, plain, print_json, print_table, say
 
 if TYPE_CHECKING:
     from eo_batch.run.driver import RunSummary
@@ -23,14 +23,13 @@ if TYPE_CHECKING:
 Pipeline = Annotated[
     Path, typer.Argument(metavar="PIPELINE", help="A pipeline .toml, or the name of one of `eo-batch pipelines list`.")
 ]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 Catalog = Annotated[str | None, typer.Option(help="Use this catalog instead of the pipeline's: a name, an URL or a path.")]
 Cluster = Annotated[
     str | None,
     typer.Option(
         metavar="CLUSTER",
-        help="Who computes: local (threads of this process), serial, local:N (N processes), gpus, slurm, pbs, tcp://HOST:PORT, or "
-        "a name of `eo-batch clusters list`, or a path to such a .toml.",
+        help="Who computes: local (threads of this process), serial, local:N (N processes), gpus, slurm, pbs, tcp://HOST:PORT; "
+        "a name of `eo-batch clusters list`; or a path to such a .toml.",
     ),
 ]
 Workers = Annotated[int | None, typer.Option(min=1, max=256, help="Chunks computed at once. Never changes the result.")]
@@ -55,10 +54,10 @@ def register(app: typer.Typer) -> None:
     add("resume", epilog=epilog("eo-batch resume runs/water-2024"))(resume)
 
 
-def _how_to_go_on(*, out: str | Path | None = None, run: Path | None = None, **others: Any) -> str:
-    """After Ctrl-C: the request is the first file of a run, and enough to resume it."""
+def _how_to_go_on(*, out: str | None = None, run: str | None = None, **others: Any) -> str:
+    """After Ctrl-C."""
     folder = out if run is None else run
-    if folder is None or not Path(folder, "request.json").exists():
+    if not has_begun(folder):
         return "nothing is computed yet; the same command begins anew"
     return f"what is finished is kept; `eo-batch resume {folder}` goes on from there"
 
@@ -66,7 +65,7 @@ def _how_to_go_on(*, out: str | Path | None = None, run: Path | None = None, **o
 @command
 def search(
     pipeline: Pipeline,
-    out: Annotated[Path | None, typer.Option(help="Also write the found items as stac-geoparquet.")] = None,
+    out: Annotated[str | None, typer.Option(help="Also write the found items as stac-geoparquet.")] = None,
     catalog: Catalog = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -87,9 +86,10 @@ def search(
         )
         table = resolve_items(found.documents, request.spec, request.catalog)
     if out is not None:
-        from eo_batch.outputs.store import Store
+        from eo_batch.outputs.store import file_at
 
-        Store(out.absolute().parent).put(out.name, items_to_parquet(table))
+        store, name = file_at(out)
+        store.put(name, items_to_parquet(table))
     notes = [plain(note) for note in found.notes]
     if json:
         items = [
@@ -160,7 +160,7 @@ def plan(
 @partial(command, after_ctrl_c=_how_to_go_on)
 def run(
     pipeline: Pipeline,
-    out: Annotated[Path, typer.Option(help="New folder for the run.")],
+    out: Annotated[str, typer.Option(help="New folder for the run, or s3://BUCKET/PREFIX.")],
     cluster: Cluster = None,
     workers: Workers = None,
     catalog: Catalog = None,

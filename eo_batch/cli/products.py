@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from eo_batch.cli.progress import Progress
-from eo_batch.cli.report import DropInner, Json, Quiet, command, epilog, print_json, print_table, say
+from eo_batch.cli.report import DropInner, Json, Quiet, RunFolder, command, epilog, print_json, print_table, say
 from eo_batch.core.errors import ConfigError
 
 
@@ -20,7 +20,6 @@ class Rules(StrEnum):
     upstream = "upstream"
 
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")]
 ZonesFile = Annotated[
     Path | None,
     typer.Option(help="Polygons to tell figures for: GeoPackage, GeoJSON, Shapefile, FlatGeobuf or GeoParquet, any CRS."),
@@ -56,7 +55,7 @@ def register(app: typer.Typer) -> None:
 
 @command
 def products(
-    run: Run,
+    run: RunFolder,
     zones: ZonesFile = None,
     cells: CellSize = None,
     zone_id: ZoneId = None,
@@ -102,7 +101,7 @@ def products(
             files += write_pictures(run, zones=source is not None)
     if json:
         facts = {"boxes": made.boxes, "zones": made.zones, "partial": made.partial, "notes": list(made.notes)}
-        print_json({**facts, "files": [str(path) for path in files]})
+        print_json({**facts, "files": files})
         return
     print_table([(text, f"{count:,}") for text, count in made.boxes.items()], header=("prompt", "boxes"))
     if source is not None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from eo_batch.cli.jobs import AllowFailed, Cluster, RunFolder, Workers, finish
+from eo_batch.cli.jobs import AllowFailed, Cluster, Workers, finish
 from eo_batch.cli.progress import Progress
-from eo_batch.cli.report import Json, Quiet, command, epilog, print_json, print_table
+from eo_batch.cli.report import Json, Quiet, RunFolder, command, epilog, print_json, print_table
 
 Texts = Annotated[list[str], typer.Argument(metavar="PROMPT", help="What to look for; several are answered together.")]
 Thresholds = Annotated[
@@ -34,7 +33,7 @@ def register(app: typer.Typer) -> None:
     app.command("add-prompts", epilog=epilog(*examples))(add_prompts)
 
 
-def _how_to_go_on(*, run: Path, **others: Any) -> str:
+def _how_to_go_on(*, run: str, **others: Any) -> str:
     """After Ctrl-C: whether the extension has begun."""
     from eo_batch.run.status import run_status
 

@@ -25,6 +25,7 @@ EXIT_STATUSES = "Exit status: " + ", ".join(f"{status} {meaning}" for status, me
 INTERRUPTED = 130
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines on stdout.")]
+RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run: its folder, or s3://BUCKET/PREFIX.")]
 DropInner = Annotated[
     bool | None,
     typer.Option(
@@ -135,6 +136,16 @@ def command(function: Callable[..., Any], *, after_ctrl_c: Callable[..., str] = 
     guarded.__annotations__ = {p.name: p.annotation for p in [*parameters, option]}
     del guarded.__wrapped__  # type: ignore[attr-defined]
     return guarded
+
+
+def has_begun(run: str | None) -> bool:
+    """The request is the first file of a run, and enough to resume it."""
+    from eo_batch.outputs.store import Store
+
+    try:
+        return run is not None and Store(run).exists("request.json")
+    except EoBatchError:
+        return False
 
 
 def report_error(error: EoBatchError, *, as_json: bool = False) -> int:

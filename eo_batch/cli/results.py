@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from eo_batch.cli.progress import Progress
-from eo_batch.cli.report import Json, Quiet, command, epilog, print_json, print_table, say
+from eo_batch.cli.report import Json, Quiet, RunFolder, command, epilog, print_json, print_table, say
 
 if TYPE_CHECKING:
     from eo_batch.run.verify import Verification
-
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -42,7 +39,7 @@ def status(run: RunFolder, json: Json = False) -> None:
 @command
 def report(
     run: RunFolder,
-    out: Annotated[Path | None, typer.Option(help="File to write.  [default: report.html in the run]")] = None,
+    out: Annotated[str | None, typer.Option(help="File to write.  [default: report.html in the run]")] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -51,7 +48,7 @@ def report(
     Result, state of every chunk, what went wrong, who worked when, plan against measurement, seams. Works on unfinished runs too.
     With --json the facts are printed, and no page is written.
     """
-    from eo_batch.outputs.store import Store
+    from eo_batch.outputs.store import Store, file_at
     from eo_batch.run.report import report_facts
     from eo_batch.view.report import report_html
 
@@ -62,7 +59,7 @@ def report(
             return
         progress.note("drawing")
         page = report_html(Store(run), facts).encode()
-    store, name = (Store(run), "report.html") if out is None else (Store(out.absolute().parent), out.name)
+    store, name = (Store(run), "report.html") if out is None else file_at(out)
     store.put(name, page)
     print(f"{run}/{name}" if out is None else out)
 
@@ -94,7 +91,7 @@ def verify(
 @command
 def export(
     run: RunFolder,
-    out: Annotated[Path, typer.Option(help="Folder for the exported files.")],
+    out: Annotated[str, typer.Option(help="Folder for the exported files, or s3://BUCKET/PREFIX.")],
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -109,13 +106,13 @@ def export(
     with Progress(as_json=False, quiet=quiet or json) as progress:
         files = export_run(run, out, progress=lambda done, total, name: progress.share(done / total, name))
     if json:
-        print_json({"files": [str(path) for path in files]})
+        print_json({"files": files})
     else:
         for path in files:
             print(path)
 
 
-def _verdict(found: Verification, run: Path) -> str:
+def _verdict(found: Verification, run: str) -> str:
     if found.problems:
         return f"{len(found.problems):,} problems; `eo-batch resume {run} --repair` computes damaged chunks again"
     checked = f"{found.chunks:,} chunks, {found.files:,} files checked, no problem found"

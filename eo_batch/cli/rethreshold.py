@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from eo_batch.cli.jobs import Cluster, Workers, finish
 from eo_batch.cli.progress import Progress
-from eo_batch.cli.report import Json, Quiet, command, epilog, print_json, print_table, say
+from eo_batch.cli.report import Json, Quiet, command, epilog, has_begun, print_json, print_table, say
 from eo_batch.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from eo_batch.run.rethreshold import Change
     from eo_batch.run.sweep import Sweep, SweepRow
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run with output.scores = true.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A finished run with output.scores = true.")]
 Prompts = Annotated[
     list[str] | None,
     typer.Option("--prompt", metavar="TEXT", help="Prompt of the run that gets another threshold; can be given several times."),
@@ -38,7 +37,7 @@ MinAreas = Annotated[
         help="Its new smallest footprint in m2: one for all prompts that are named, or one for each, in their order.",
     ),
 ]
-Out = Annotated[Path | None, typer.Option(help="New folder. Default: beside RUN, named RUN-v2 or the next number that is free.")]
+Out = Annotated[str | None, typer.Option(help="New folder. Default: beside RUN, named RUN-v2 or the next number that is free.")]
 DoSweep = Annotated[
     bool,
     typer.Option("--sweep", help="Make no run: print what thresholds from 0.1 to 0.9 would find, for --prompt or all prompts."),
@@ -55,13 +54,13 @@ def register(app: typer.Typer) -> None:
     app.command("rethreshold", epilog=epilog(*examples))(rethreshold)
 
 
-def _how_to_go_on(*, out: Path | None = None, sweep: bool = False, **others: Any) -> str:
+def _how_to_go_on(*, out: str | None = None, sweep: bool = False, **others: Any) -> str:
     """After Ctrl-C."""
     if sweep:
         return "the same command begins anew"
     if out is None:
         return "the old run is untouched; a new one that has begun beside it goes on with `eo-batch resume` and its folder"
-    if not (out / "request.json").is_file():
+    if not has_begun(out):
         return "nothing was made; the same command begins anew"
     return f"what is finished is kept; `eo-batch resume {out}` goes on from there, the old run is untouched"
 
@@ -120,13 +119,13 @@ def _one_each(name: str, given: list[float], prompts: list[str]) -> list[float |
     return each if len(each) == len(prompts) else each * len(prompts)
 
 
-def _print_sweeps(run: Path, prompts: list[str], *, as_json: bool, quiet: bool) -> int:
+def _print_sweeps(run: str, prompts: list[str], *, as_json: bool, quiet: bool) -> int:
     from eo_batch.run.sweep import sweep
 
     with Progress(as_json=False, quiet=quiet or as_json) as progress:
         found = sweep(run, prompts, progress=lambda done, total: progress.count(done, total, "counting scores"))
     if as_json:
-        print_json({"run": str(run), "prompts": [each.as_dict() for each in found]})
+        print_json({"run": run, "prompts": [each.as_dict() for each in found]})
         return 0
     for each in found:
         steps = f"{len(each.steps)} time steps together" if len(each.steps) > 1 else each.steps[0].label

@@ -50,7 +50,7 @@ class Bucket:
 
     def __init__(self, place: Place) -> None:
         self.place = place
-        self._root = place.path + "/"
+        self._root = f"{place.path}/".lstrip("/")
         self._client = _connect(place.bucket, _settings(os.environ))
 
     def put(self, key: str, data: bytes) -> str:
@@ -154,7 +154,7 @@ class Bucket:
     def zarr(self, key: str) -> Any:
         from eo_batch.outputs.bucket_zarr import BucketZarr
 
-        prefix = f"{self._root}{key}".rstrip("/")
+        prefix = f"{self._root}{key}".rstrip("/") or None
         return BucketZarr(self, _connect(self.place.bucket, _settings(os.environ), prefix))
 
     def explain(self, error: Exception, key: str) -> StoreError:
@@ -164,7 +164,7 @@ class Bucket:
         status = re.search(r"\b(?:status|HTTP)[^0-9]{0,12}([1-5]\d\d)\b", text)
         reason = ", ".join(filter(None, (status and f"HTTP {status[1]}", named and named[1]))) or "no answer"
         where = f"{self.place}/{key}".rstrip("/")
-        if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        if isinstance(error, PermissionDeniedError | UnauthenticatedError) or (status and status[1] in ("401", "403")):
             fix = "Check the credentials in the environment, and their rights (docs/guides/object-stores.md)."
             return StoreError("store-denied", "may not read or write", where=where, why=reason, fix=fix)
         return self._unreachable(key, reason)

@@ -32,16 +32,21 @@ class Place:
     path: str
 
     def __str__(self) -> str:
-        return f"s3://{self.bucket}/{self.path}" if self.bucket else self.path
+        return f"s3://{self.bucket}/{self.path}".rstrip("/") if self.bucket else self.path
 
     @property
     def name(self) -> str:
         """Last part of the path."""
         return posixpath.basename(self.path) if self.bucket else os.path.basename(self.path)
 
+    @property
+    def parent(self) -> Place:
+        """Where it lies."""
+        return replace(self, path=posixpath.dirname(self.path))
+
     def beside(self, name: str) -> Place:
         """The place with another last part."""
-        return replace(self, path=posixpath.join(posixpath.dirname(self.path), name))
+        return replace(self, path=posixpath.join(self.parent.path, name))
 
     def holds(self, other: Place) -> bool:
         """`other` is this place, or lies inside it."""
@@ -71,7 +76,7 @@ def place_of(text: str | Path) -> Place:
     written = str(text)
     scheme = _SCHEME.match(written)
     if scheme is None:
-        return Place("", os.path.realpath(os.path.expanduser(written)))
+        return Place("", os.path.realpath(written))
     if not written.startswith("s3://"):
         shown = f"{scheme[1]}:"
         why = "give it as text: a Path shortens //" if isinstance(text, Path) else ""
@@ -80,10 +85,9 @@ def place_of(text: str | Path) -> Place:
         fix = "Give s3://BUCKET/PREFIX, and credentials in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)."
         raise ConfigError("config-invalid", "a location holds no credentials and no query", where="s3://...", fix=fix)
     bucket, _, prefix = written.removeprefix("s3://").partition("/")
-    parts = prefix.rstrip("/").split("/")
+    parts = prefix.rstrip("/").split("/") if prefix.rstrip("/") else []
     if not _BUCKET.fullmatch(bucket):
         raise ConfigError("config-invalid", "no name of a bucket", where=repr(bucket), fix=_FIX)
     if any(not part or part.startswith(".") or not part.isprintable() or set(part) & set('\\#%*"<>|^`{}[]~') for part in parts):
-        what = "the prefix is made of plain names, at least one"
-        raise ConfigError("config-invalid", what, where=repr(prefix), fix=_FIX)
+        raise ConfigError("config-invalid", "a prefix is made of plain names", where=repr(prefix), fix=_FIX)
     return Place(bucket, "/".join(parts))

@@ -163,6 +163,12 @@ class Store:
         return self.place(path)
 
 
+def file_at(where: str | Path) -> tuple[Store, str]:
+    """Store and path of a file that a person names."""
+    place = place_of(where)
+    return Store(open_door(place.parent)), place.name
+
+
 def open_door(place: Place) -> Door:
     """The door to a place; nothing is asked of the storage yet.
 

@@ -28,6 +28,10 @@ BEAT_S = 5.0
 PATIENCE_S = 60.0
 
 
+_held: set[tuple[str, int]] = set()
+"""Where and which epoch: what this process holds. It may have let go of a run without being able to say so there."""
+
+
 class Lease:
     """The right to write a run; a context manager that beats in the background while held.
 
@@ -36,6 +40,7 @@ class Lease:
 
     def __init__(self, store: Store, epoch: int) -> None:
         self.store, self.epoch, self.swept = store, epoch, 0
+        _held.add((store.where, epoch))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="eo-batch-lease", daemon=True)
 
@@ -54,6 +59,7 @@ class Lease:
         self._release()
 
     def _release(self) -> None:
+        _held.discard((self.store.where, self.epoch))
         with suppress(EoBatchError):  # a full disk must not hide why the run ended; the next driver sees a dead process
             self.store.put(_beat_path(self.epoch), b"released")
 
@@ -114,7 +120,8 @@ def holder(store: Store) -> dict[str, Any] | None:
     if _beat(store, epoch) == b"released":
         alive: bool | None = False
     elif owner.get("boot") == _me()["boot"]:
-        alive = _is_running(owner)
+        is_mine = owner.get("pid") == os.getpid()
+        alive = _is_running(owner) and (not is_mine or (store.where, epoch) in _held)
     else:
         alive = None
     return {"epoch": epoch, "host": owner.get("host", "?"), "pid": owner.get("pid", 0), "alive": alive}
@@ -199,7 +206,10 @@ def _owner(store: Store, epoch: int) -> dict[str, Any]:
 
 
 def _beat(store: Store, epoch: int) -> bytes:
-    return store.get(_beat_path(epoch)) if store.exists(_beat_path(epoch)) else b""
+    try:
+        return store.get(_beat_path(epoch))
+    except FileNotFoundError:
+        return b""
 
 
 def _newest(store: Store) -> int:
