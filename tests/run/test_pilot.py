@@ -178,7 +178,7 @@ def test_time_in_which_two_work_counts_once() -> None:
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = make_toy(tmp_path_factory.mktemp("region") / "toy", size=300)
-    path.write_text(toy_pipeline(size=300, chunk_px=64, extra="[cluster]\nprice_per_hour = 3.0\n"))
+    path.write_text(toy_pipeline(size=300, chunk_px=96, extra="[cluster]\nprice_per_hour = 3.0\n"))
     return path
 
 
