@@ -18,7 +18,7 @@ from eo_batch.core.clusters import ClusterSpec
 from eo_batch.core.errors import EoBatchError
 from eo_batch.core.hrefs import redact
 from eo_batch.core.records import BandAsset, Item
-from eo_batch.models.registry import load_segmenter
+from eo_batch.models.registry import has_device, load_segmenter
 from eo_batch.models.visible import visible_gpus
 from eo_batch.outputs.store import Store
 from eo_batch.run.executors import make_executor
@@ -79,7 +79,7 @@ class Expected:
     ----------
     request : as `Request.to_json`.
     assets : host -> owner and asset to open.
-    segmenter : its digest.
+    segmenter : its digest on a CPU, which is that of its weights and settings.
     wants_gpu : the cluster was asked for GPUs.
     out : where the run will be; "": nothing is written.
     token : names what is written by this check.
@@ -106,11 +106,11 @@ def check_workers(request: Request, cluster: ClusterSpec, *, out: str = "", say:
     ------
     EoBatchError : what stands in the driver's own way.
     """
-    segmenter = load_segmenter(request.spec.model, request.spec.source.bands)
+    digest = _weights_digest(request)
     say("asking the catalog")
     assets = one_of_each_host(_items_of(request, out))
     wants_gpu = bool(cluster.gpus) or cluster.kind == "gpus"
-    expected = Expected(request.to_json(), assets, segmenter.info.digest, wants_gpu, out)
+    expected = Expected(request.to_json(), assets, digest, wants_gpu, out)
     say("asking for workers")
     with make_executor(cluster, say=say) as pool:
         say("asking the workers")
@@ -176,10 +176,19 @@ def _assets(expected: Expected, request: Request) -> tuple[int, str]:
 
 def _model(expected: Expected, request: Request) -> tuple[int, str]:
     found = load_segmenter(request.spec.model, request.spec.source.bands).info
-    if found.digest != expected.segmenter:
+    digest = found.digest if found.device == "cpu" else _weights_digest(request)
+    if digest != expected.segmenter:
         fix = "Give all workers the same weights: eo-batch models show NAME says which."
-        return 5, f'"{found.name}" is another one here: {found.digest[:12]} (driver: {expected.segmenter[:12]}). {fix}'
-    return 0, f"{found.name} {found.digest[:12]} on {found.device}"
+        return 5, f'"{found.name}" is another one here: {digest[:12]} (driver: {expected.segmenter[:12]}). {fix}'
+    return 0, f"{found.name} {digest[:12]} on {found.device}"
+
+
+def _weights_digest(request: Request) -> str:
+    """Digest of the segmenter on a CPU: the same wherever its weights and settings are the same."""
+    model = request.spec.model
+    if has_device(model):
+        model = model.model_copy(update={"options": {**model.options, "device": "cpu"}})
+    return load_segmenter(model, request.spec.source.bands).info.digest
 
 
 def _gpu(expected: Expected) -> tuple[int, str]:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from commandline import invoke, told
+from servers.files import Fault, FileServer
 from toy import make_toy
+from wholerun import name_catalog
 
 from eo_batch.core.clusters import ClusterSpec
 from eo_batch.models.registry import load_segmenter
@@ -80,6 +82,20 @@ def test_assets_that_are_gone_are_inputs_that_cannot_be_reached(tmp_path: Path) 
     status, out, _ = invoke("worker-check", pipeline, "--cluster", "serial")
     assert status == 4
     assert "asset-not-found" in out
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [(Fault("status", 403, repeat=True), "asset-forbidden"), (Fault("reset", repeat=True), "asset-unreachable")],
+)
+def test_a_host_that_refuses_is_told_from_one_that_is_down(tmp_path: Path, fault: Fault, code: str) -> None:
+    make_toy(tmp_path, dates=1, size=200)
+    with FileServer(tmp_path, choose=lambda path, stop: fault if path.endswith(".tif") else None) as server:
+        name_catalog(tmp_path, server.url("catalog.json"))
+        (report,) = check_workers(load_pipeline(tmp_path / "pipeline.toml"), SERIAL)
+    (check,) = [check for check in report.checks if check.status]
+    assert (check.name, check.status) == ("assets", 4)
+    assert check.text.startswith(code)
 
 
 def test_a_place_that_cannot_be_written_is_told(toy: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,16 +150,15 @@ def _wait(there: Callable[[], bool], started: list[subprocess.Popen[bytes]], slu
 
 def _end(slurm: Slurm, started: list[subprocess.Popen[bytes]]) -> None:
     """End the jobs, then what was started here, the last one first."""
-    environment = {**os.environ, **slurm.environment}
-    if len(started) == len(DAEMONS):
-        numbers = slurm.jobs("PD,R,CG")
-        if numbers:
-            subprocess.run(["scancel", "-s", "KILL", *numbers], env=environment, capture_output=True, timeout=PATIENCE_S)
+    if len(started) == len(DAEMONS) and (numbers := slurm.jobs("PD,R,CG")):
+        slurm.command("scancel", "-s", "KILL", *numbers)
+        with suppress(TimeoutError):
+            wait_until(lambda: not slurm.jobs("PD,R,CG"), "jobs are left")
     for process in reversed(started):
         process.terminate()
     for process in reversed(started):
         try:
-            process.wait(10)
+            process.wait(3)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
