@@ -42,6 +42,7 @@ class _Edge:
 
     Parameters
     ----------
+    left : chunks (iy, ix) that have not had their turn; the answer holds what each of them needs.
     seen : digest of what the segmenter was shown.
     users : visits that wait for it or read it: it is not let go before they have.
     is_gone : it will not come, or was let go.
@@ -76,19 +77,20 @@ class SharedWindows:
 
     def _claim(self, chunk: Chunk, window: Window, image: NDArray[np.float32]) -> Claim:
         place = (chunk.t, window.row, window.col)
-        others = set(self.grid.chunks_touching(window)) - {(chunk.iy, chunk.ix)}
+        index = (chunk.iy, chunk.ix)
+        others = set(self.grid.chunks_touching(window)) - {index}
         if not others or not self.budget:
             return Claim(self, place, window)
         seen = blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
         with self._changed:
             edge = self._edges.get(place)
             if edge is None:
-                left = {index for index in others if not self._is_finished(chunk.t, index)}
+                left = {other for other in others if not self._is_finished(chunk.t, other)}
                 if not left:
                     return Claim(self, place, window)
                 edge = self._edges[place] = _Edge(seen, left)
                 return Claim(self, place, window, edge)
-            if edge.seen != seen or (edge.answer is not None and not _covers(edge.answer, chunk, window)):
+            if edge.seen != seen or index not in edge.left:  # other pixels; or its part is not kept: it had its turn before
                 return Claim(self, place, window)
             edge.users += 1
             self._edges.move_to_end(place)
@@ -225,9 +227,3 @@ class Visit:
         for claim in self._claims:
             claim.release()
         self._shared._leave(self.chunk)
-
-
-def _covers(answer: Answer, chunk: Chunk, window: Window) -> bool:
-    """The answer holds all that the chunk needs of the window."""
-    rows, cols = chunk.rows.intersect(window.rows), chunk.cols.intersect(window.cols)
-    return rows.intersect(answer.rows) == rows and cols.intersect(answer.cols) == cols

@@ -192,6 +192,20 @@ def test_a_chunk_that_comes_a_second_time_gives_the_same_bits(pixels):
     assert shared.held <= shared.budget
 
 
+def test_a_chunk_that_comes_again_does_not_wait_for_a_part_that_is_not_kept_for_it(pixels):
+    grid = grid_of(130)
+    shared = SharedWindows(grid, budget=PLENTY)
+    first, again = grid.chunk(0, 0, 0), grid.chunk(0, 0, 1)
+    with shared.visit(again):
+        pass
+    corner = max(grid.windows(first), key=lambda window: len(grid.chunks_touching(window)))
+    image = pixels[:, :48, :48]
+    with shared.visit(first) as visit, shared.visit(again) as other:
+        assert len(grid.chunks_touching(corner)) == 4
+        assert visit.claim(corner, image).is_mine
+        assert other.claim(corner, image).is_mine
+
+
 def test_time_steps_do_not_share(pixels):
     grid = grid_of(130)
     shared = SharedWindows(grid, budget=PLENTY)
