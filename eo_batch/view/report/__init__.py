@@ -187,14 +187,15 @@ def _slowest(facts: RunFacts) -> str:
 def _sittings(facts: RunFacts) -> str:
     if not facts.sittings:
         return ""
-    words = {"published": "published the map", "ended": "ended with chunks left", "was cut off": "was cut off, or is at work"}
+    works_on = facts.status.driver["epoch"] if facts.status.driver and facts.status.state == "running" else 0
+    words = {"published": "published the map", "ended": "ended with chunks left"}
     rows = [
         (
             f"{one.epoch}",
             f"{one.host}, pid {one.pid}",
             _minute(one.began),
             duration_text(one.ended - one.began),
-            words.get(one.how, one.how),
+            "is at work" if one.epoch == works_on else words.get(one.how, one.how),
         )
         for one in facts.sittings[-LISTED:]
     ]

@@ -37,9 +37,9 @@ def _span(row: ChunkRow) -> tuple[float, float]:
 
 def _lines(facts: RunFacts, timed: Sequence[ChunkRow], clock: Clock) -> str:
     by_worker: dict[str, list[ChunkRow]] = {}
-    for row in timed:
+    for row in sorted(timed, key=_span):
         by_worker.setdefault(row.work.worker, []).append(row)
-    lanes = [(name, lane) for name in sorted(by_worker) for lane in _lanes(by_worker[name])]
+    lanes = [(name, lane) for name, rows in by_worker.items() for lane in _lanes(rows)]
     shown = lanes[:LANES]
     parts, y, lost = [], 22.0, {name: at for at, name in facts.lost}
     height = y + len(shown) * (LANE + GAP)
@@ -147,7 +147,8 @@ def _notes(facts: RunFacts) -> str:
     lost = len(facts.lost)
     parts = []
     if lost:
-        parts.append(paragraph(f"{lost:,} workers were lost (crosses); what they had not finished was made by others."))
+        who = "1 worker was lost (cross)" if lost == 1 else f"{lost:,} workers were lost (crosses)"
+        parts.append(paragraph(f"{who}; what was not finished was made by others."))
     if not facts.sittings:
         parts.append(paragraph("There is no journal: sittings and lost workers are not known.", kind="note"))
     return "".join(parts)
