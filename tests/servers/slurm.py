@@ -150,18 +150,20 @@ def _wait(there: Callable[[], bool], started: list[subprocess.Popen[bytes]], slu
 
 def _end(slurm: Slurm, started: list[subprocess.Popen[bytes]]) -> None:
     """End the jobs, then what was started here, the last one first."""
-    if len(started) == len(DAEMONS) and (numbers := slurm.jobs("PD,R,CG")):
-        slurm.command("scancel", "-s", "KILL", *numbers)
-        with suppress(TimeoutError):
+    try:
+        if len(started) == len(DAEMONS) and slurm.jobs("PD,R,CG"):
+            with suppress(subprocess.CalledProcessError):  # they may have ended by themselves meanwhile
+                slurm.command("scancel", "-s", "KILL", *slurm.jobs("PD,R,CG"))
             wait_until(lambda: not slurm.jobs("PD,R,CG"), "jobs are left")
-    for process in reversed(started):
-        process.terminate()
-    for process in reversed(started):
-        try:
-            process.wait(3)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    finally:
+        for process in reversed(started):
+            process.terminate()
+        for process in reversed(started):
+            try:
+                process.wait(3)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def _free_ports(count: int) -> list[int]:
