@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from eo_batch.core.grid import chunk_key
+from eo_batch.core.records import ChunkReceipt
 from eo_batch.run.task import execute
 
 
@@ -59,6 +61,11 @@ def chunk_that_is_unlucky_once(folder: str, run_digest: str, t: int, iy: int, ix
     if (t, iy, ix) == (0, 1, 1) and attempt == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return receipt
+
+
+def receipt_of_nothing(folder: str, run_digest: str, t: int, iy: int, ix: int, *, attempt: int = 1) -> ChunkReceipt:
+    """A receipt of a chunk that nobody computed."""
+    return ChunkReceipt(chunk_key(t, iy, ix), "empty", {}, (), (), 0, 0, 0, {})
 
 
 def nothing(*task: Any, attempt: int = 1) -> None:
