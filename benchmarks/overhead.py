@@ -33,7 +33,7 @@ def pure_seconds(context, windows: int, workers: int) -> float:
     """Wall seconds of the segmenter alone on `windows` windows, `workers` threads."""
     spec = context.inputs.request.spec
     side = spec.model.window_px
-    images = np.random.default_rng(1).random((spec.model.batch, len(spec.source.bands), side, side), np.float32)
+    images = np.random.default_rng(1).random((spec.model.fixed_batch, len(spec.source.bands), side, side), np.float32)
 
     def call(_: int) -> None:
         context.answers.segmenter.decode(context.answers.segmenter.encode_images(images), context.answers.prompt_features)
@@ -41,7 +41,7 @@ def pure_seconds(context, windows: int, workers: int) -> float:
     call(0)
     start = time.perf_counter()
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(call, range(-(-windows // spec.model.batch))))
+        list(pool.map(call, range(-(-windows // spec.model.fixed_batch))))
     return time.perf_counter() - start
 
 

@@ -12,7 +12,7 @@ from toy import make_toy, toy_pipeline
 
 from eo_batch.core.errors import ResumeError
 from eo_batch.models.probe import WindowMean
-from eo_batch.run import answers, driver, sitting
+from eo_batch.run import answers, driver, settled, sitting
 from eo_batch.run.driver import resume_run, start_run
 from eo_batch.run.events import Event
 from eo_batch.run.plan import make_inputs_of
@@ -99,7 +99,7 @@ class Neighbourly(WindowMean):
 
 
 def test_a_segmenter_that_looks_at_its_batch_is_warned_about(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "load_segmenter", lambda model, bands: Neighbourly(tuple(bands)))
+    monkeypatch.setattr(settled, "load_segmenter", lambda model, bands: Neighbourly(tuple(bands)))
     events: list[Event] = []
     start_run(load_pipeline(toy / "pipeline.toml"), toy / "run", executor="serial", listener=events.append)
     assert any(event.kind == "warning" and "chunk size" in event.text for event in events)
