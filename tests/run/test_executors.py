@@ -209,6 +209,14 @@ def test_where_no_scheduler_listens_it_is_said(monkeypatch: pytest.MonkeyPatch) 
     assert found.value.exit_status == 4
 
 
+def test_a_cluster_that_is_not_encrypted_is_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(address, "CONNECT_S", 0.2)
+    pool = make_executor(ClusterSpec(kind="tcp://192.0.2.1:8786"))
+    with pytest.raises(ResourceError, match="cluster-unreachable"), pool:
+        pass
+    assert any("cluster tcp://192.0.2.1:8786 is not encrypted" in note for note in pool.notes)
+
+
 def test_where_no_worker_comes_it_is_said(tmp_path: Path) -> None:
     with (
         dask_cluster(tmp_path / "dask") as cluster,
