@@ -54,6 +54,7 @@ class Bucket:
         self._client = _connect(place.bucket, _settings(os.environ))
 
     def put(self, key: str, data: bytes) -> str:
+        """As `Store.put`."""
         with self._guard(key):
             obstore.put(self._client, self._root + key, data)
         return sha256(data).hexdigest()
@@ -74,6 +75,7 @@ class Bucket:
         raise self._unreachable(key, "others create and delete it at this moment")
 
     def take(self, key: str, source: Door, origin: str) -> bool:
+        """As `Door.take`."""
         if not isinstance(source, Bucket) or source.place.bucket != self.place.bucket:
             return False
         with self._guard(key, missing=True):
@@ -82,6 +84,7 @@ class Bucket:
 
     @contextmanager
     def writer(self, key: str, *, expected: int) -> Iterator[HashingFile]:
+        """As `Store.writer`."""
         with self._spool(key) as file:
             target = HashingFile(file, _append)
             yield target
@@ -91,6 +94,7 @@ class Bucket:
 
     @contextmanager
     def filling(self, key: str) -> Iterator[Path]:
+        """As `Store.filling`."""
         with tempfile.TemporaryDirectory(prefix="eo-batch-") as folder:
             path = Path(folder, key.rpartition("/")[2])
             yield path
@@ -98,10 +102,12 @@ class Bucket:
                 obstore.put(self._client, self._root + key, path)
 
     def get(self, key: str) -> bytes:
+        """As `Store.get`."""
         with self._guard(key, missing=True):
             return bytes(obstore.get(self._client, self._root + key).bytes())
 
     def open(self, key: str) -> BufferedReader:
+        """As `Store.open`."""
         with self._guard(key, missing=True):
             meta = obstore.head(self._client, self._root + key)
         return BufferedReader(_Object(self, key, meta["size"], meta["e_tag"]), READ_AHEAD)
@@ -113,6 +119,7 @@ class Bucket:
             return memoryview(obstore.get(self._client, self._root + key, options=options).bytes())
 
     def exists(self, key: str) -> bool:
+        """As `Store.exists`."""
         with self._guard(key):
             try:
                 obstore.head(self._client, self._root + key)
@@ -121,10 +128,12 @@ class Bucket:
             return True
 
     def size(self, key: str) -> int:
+        """As `Store.size`."""
         with self._guard(key, missing=True):
             return int(obstore.head(self._client, self._root + key)["size"])
 
     def list(self, key: str) -> Iterator[str]:
+        """As `Store.list`."""
         pages = iter(obstore.list(self._client, self._root + key))
         while True:
             with self._guard(key):
@@ -135,11 +144,13 @@ class Bucket:
                 yield meta["path"].removeprefix(self._root)
 
     def folders(self, key: str) -> tuple[str, ...]:
+        """As `Store.folders`."""
         with self._guard(key):
             found = obstore.list_with_delimiter(self._client, self._root + key)["common_prefixes"]
         return tuple(sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in found))
 
     def delete(self, key: str) -> None:
+        """As `Store.delete`."""
         with self._guard(key), suppress(FileNotFoundError):
             obstore.delete(self._client, self._root + key)
 
@@ -149,9 +160,11 @@ class Bucket:
         return 0
 
     def free_bytes(self) -> None:
+        """As `Store.free_bytes`."""
         return None
 
     def zarr(self, key: str) -> Any:
+        """As `Store.zarr`."""
         from eo_batch.outputs.bucket_zarr import BucketZarr
 
         prefix = f"{self._root}{key}".rstrip("/") or None

@@ -33,11 +33,13 @@ class Disk:
         self.place, self.root = place, Path(place.path)
 
     def put(self, key: str, data: bytes) -> str:
+        """As `Store.put`."""
         with self.writer(key, expected=len(data)) as target:
             target.write(data)
         return target.sha256
 
     def create(self, key: str, data: bytes) -> bool:
+        """As `Store.create`."""
         temporary, final = self._prepare(key, needed=len(data))
 
         def publish() -> bool:
@@ -57,6 +59,7 @@ class Disk:
                 self._unlink(temporary)
 
     def take(self, key: str, source: Door, origin: str) -> bool:
+        """As `Door.take`."""
         if not isinstance(source, Disk):
             return False
         place = source.path_of(origin)
@@ -76,6 +79,7 @@ class Disk:
 
     @contextmanager
     def writer(self, key: str, *, expected: int) -> Iterator[HashingFile]:
+        """As `Store.writer`."""
         temporary, final = self._prepare(key, needed=expected)
         with self._publishing(key, temporary, final, needed=expected), self._open_new(temporary) as file:
             target = HashingFile(file, self._write)
@@ -85,6 +89,7 @@ class Disk:
 
     @contextmanager
     def filling(self, key: str) -> Iterator[Path]:
+        """As `Store.filling`."""
         plain, final = self._prepare(key, needed=0)
         temporary = plain.with_name(f"{plain.name}{final.suffix}")  # libraries tell formats by the ending
         try:
@@ -98,29 +103,35 @@ class Disk:
                     self._unlink(leftover)
 
     def get(self, key: str) -> bytes:
+        """As `Store.get`."""
         place = self.path_of(key)
         with self._guard(key, missing=True):
             return self._read(place)
 
     def open(self, key: str) -> BufferedReader:
+        """As `Store.open`."""
         place = self.path_of(key)
         with self._guard(key, missing=True):
             return self._open(place)
 
     def exists(self, key: str) -> bool:
+        """As `Store.exists`."""
         place = self.path_of(key)
         with self._guard(key):
             return place.is_file()
 
     def size(self, key: str) -> int:
+        """As `Store.size`."""
         place = self.path_of(key)
         with self._guard(key, missing=True):
             return place.stat().st_size
 
     def list(self, key: str) -> Iterator[str]:
+        """As `Store.list`."""
         return self._walk(self.path_of(key) if key else self.root, key)
 
     def folders(self, key: str) -> tuple[str, ...]:
+        """As `Store.folders`."""
         place = self.path_of(key)
         with self._guard(key):
             try:
@@ -129,11 +140,13 @@ class Disk:
                 return ()
 
     def delete(self, key: str) -> None:
+        """As `Store.delete`."""
         place = self.path_of(key)
         with self._guard(key), suppress(FileNotFoundError):
             self._unlink(place)
 
     def sweep(self) -> int:
+        """As `Store.sweep`."""
         count = 0
         for folder, folders, names in os.walk(self.root):
             folders.sort()
@@ -145,6 +158,7 @@ class Disk:
         return count
 
     def free_bytes(self) -> int:
+        """As `Store.free_bytes`."""
         place = self.root
         while not place.exists():
             place = place.parent
@@ -153,6 +167,7 @@ class Disk:
         return status.f_bavail * status.f_frsize
 
     def zarr(self, key: str) -> Path:
+        """As `Store.zarr`."""
         return self.path_of(key)
 
     def path_of(self, key: str) -> Path:

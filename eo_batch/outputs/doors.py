@@ -68,34 +68,47 @@ class Door(Protocol):
 
     place: Place
 
-    def put(self, key: str, data: bytes) -> str: ...
+    def put(self, key: str, data: bytes) -> str:
+        """See `Store.put`."""
 
-    def create(self, key: str, data: bytes) -> bool: ...
+    def create(self, key: str, data: bytes) -> bool:
+        """See `Store.create`."""
 
-    def writer(self, key: str, *, expected: int) -> AbstractContextManager[HashingFile]: ...
+    def writer(self, key: str, *, expected: int) -> AbstractContextManager[HashingFile]:
+        """See `Store.writer`."""
 
-    def filling(self, key: str) -> AbstractContextManager[Path]: ...
+    def filling(self, key: str) -> AbstractContextManager[Path]:
+        """See `Store.filling`."""
 
     def take(self, key: str, source: Door, origin: str) -> bool:
         """Have the file `origin` of `source` as `key` without moving its bytes through here; False where that cannot be."""
-        ...
 
-    def get(self, key: str) -> bytes: ...
+    def get(self, key: str) -> bytes:
+        """See `Store.get`."""
 
-    def open(self, key: str) -> BufferedReader: ...
+    def open(self, key: str) -> BufferedReader:
+        """See `Store.open`."""
 
-    def exists(self, key: str) -> bool: ...
+    def exists(self, key: str) -> bool:
+        """See `Store.exists`."""
 
-    def size(self, key: str) -> int: ...
+    def size(self, key: str) -> int:
+        """See `Store.size`."""
 
-    def list(self, key: str) -> Iterator[str]: ...
+    def list(self, key: str) -> Iterator[str]:
+        """See `Store.list`."""
 
-    def folders(self, key: str) -> tuple[str, ...]: ...
+    def folders(self, key: str) -> tuple[str, ...]:
+        """See `Store.folders`."""
 
-    def delete(self, key: str) -> None: ...
+    def delete(self, key: str) -> None:
+        """See `Store.delete`."""
 
-    def sweep(self) -> int: ...
+    def sweep(self) -> int:
+        """See `Store.sweep`."""
 
-    def free_bytes(self) -> int | None: ...
+    def free_bytes(self) -> int | None:
+        """See `Store.free_bytes`."""
 
-    def zarr(self, key: str) -> Any: ...
+    def zarr(self, key: str) -> Any:
+        """See `Store.zarr`."""

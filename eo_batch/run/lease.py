@@ -95,6 +95,7 @@ def acquire(store: Store, *, patience_s: float = PATIENCE_S, say: Callable[[str]
     Raises
     ------
     LockError : `run-locked`: another driver is alive.
+    StoreError : `store-denied`: where the run is, nothing keeps a second driver out.
     """
     epoch = _newest(store)
     if epoch:
@@ -108,6 +109,10 @@ def acquire(store: Store, *, patience_s: float = PATIENCE_S, say: Callable[[str]
         created = False  # the driver that was faster sweeps partial files, also of this lease
     if not created:
         raise LockError("run-locked", "another driver was faster", where=store.where, fix="Let it finish.")
+    if store.create(_lease_path(epoch + 1), canonical_json(owner)):
+        what = "the same file can be created twice there, so nothing would keep a second driver out"
+        fix = "Choose another place: an object store must honour If-None-Match."
+        raise StoreError("store-denied", what, where=store.where, fix=fix)
     return Lease(store, epoch + 1)
 
 

@@ -203,7 +203,7 @@ def test_killed_and_resumed_in_a_bucket_the_bytes_are_the_same(
     assert file_digests(download(prefix, tmp_path / "copy")) == golden
 
 
-def test_of_two_drivers_on_a_bucket_one_works(prefix: str) -> None:
+def test_f01_of_two_drivers_on_a_bucket_one_works(prefix: str) -> None:
     store = Store(prefix)
     with acquire(store), pytest.raises(LockError, match=rf"run-locked: s3://maps/.*pid {os.getpid()}"):
         acquire(Store(prefix))
@@ -215,7 +215,14 @@ def test_of_two_drivers_on_a_bucket_one_works(prefix: str) -> None:
             lease.check()
 
 
-def test_lost_answers_to_every_create_are_no_false_lock(
+def test_a_store_that_creates_a_file_twice_is_refused(s3: S3Server, prefix: str) -> None:
+    s3.tell(forgets="HTTP_IF_NONE_MATCH")
+    with pytest.raises(StoreError, match=r"store-denied.*If-None-Match"):
+        acquire(Store(prefix))
+    s3.tell()
+
+
+def test_f04_lost_answers_to_every_create_are_no_false_lock(
     toy: Path, s3: S3Server, prefix: str, golden: dict[str, str], tmp_path: Path
 ) -> None:
     s3.tell(lose=r"^PUT .*/(lease/\d+\.json|request\.json|manifest\.json|receipts/)", times=3 + CHUNKS)
@@ -247,7 +254,7 @@ def test_a_store_that_goes_away_ends_the_run_which_goes_on_when_it_is_back(
         assert file_digests(download(where, tmp_path / "copy")) == golden
 
 
-def test_no_secret_of_the_store_is_told_or_kept(toy: Path, s3: S3Server, finished: str, prefix: str, tmp_path: Path) -> None:
+def test_h03_no_secret_of_the_store_is_told_or_kept(toy: Path, s3: S3Server, finished: str, prefix: str, tmp_path: Path) -> None:
     canaries = {"AWS_ACCESS_KEY_ID": "AKIACANARYKEY", "AWS_SECRET_ACCESS_KEY": "canarysecret", "AWS_SESSION_TOKEN": "canarytoken"}
     (tmp_path / "tmp").mkdir()
     environment = {**s3.environment, **canaries, "TMPDIR": str(tmp_path / "tmp"), "RUST_LOG": "trace", "PYTHONUTF8": "1"}

@@ -45,7 +45,8 @@ class S3Server:
         return {**clean, **known, "AWS_ENDPOINT_URL": self.endpoint}
 
     def tell(self, **what: Any) -> Any:
-        """Ask the front: `count=True` for the requests since the last time, `lose=REGEX, times=N` to lose answers to them."""
+        """Ask the front: `count=True` for the requests since the last time, `lose=REGEX, times=N` to lose answers to them,
+        `forgets=NAME` to leave a header of WSGI's unread until it is told something else."""
         request = urllib.request.Request(f"{self.endpoint}/_front", data=json.dumps(what).encode(), method="POST")
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.loads(answer.read())
@@ -75,6 +76,7 @@ class Front:
         self.moto, self.lock = moto, threading.Lock()
         self.asked: Counter[str] = Counter()
         self.lost: dict[str, int] = {}
+        self.forgets = ""
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
         with self.lock:
@@ -88,6 +90,8 @@ class Front:
                 environ["wsgi.input"].read(length)
                 start_response("403 Forbidden", [("Content-Type", "application/xml")])
                 return [REFUSED.format(key[1] if key else "").encode() if environ["REQUEST_METHOD"] != "HEAD" else b""]
+            if self.forgets:
+                environ.pop(self.forgets, None)
             answer = list(self.moto(environ, start_response))
             if any(re.search(pattern, kind) and left > 0 for pattern, left in self.lost.items()):
                 pattern = next(p for p, left in self.lost.items() if left > 0 and re.search(p, kind))
@@ -108,6 +112,7 @@ class Front:
         told: Any = {}
         if "lose" in what:
             self.lost = {what["lose"]: what.get("times", 1)}
+        self.forgets = what.get("forgets", "")
         if "count" in what:
             told, self.asked = dict(self.asked), Counter()
         if "left" in what:
