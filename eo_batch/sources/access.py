@@ -31,6 +31,8 @@ TIMEOUT_S = (10.0, 30.0)
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CACHE: dict[tuple[HrefPolicy, str], tuple[float, str]] = {}
+_VERSIONS: dict[str, str] = {}
+"""Address without its query -> which version of the file the server gave when it was asked last."""
 _LOCK = threading.Lock()
 
 
@@ -84,8 +86,20 @@ class AssetAccess:
         with _LOCK:
             if len(_CACHE) > 100_000:
                 _CACHE.clear()
+                _VERSIONS.clear()
             _CACHE[policy, href] = time.monotonic() + CHECK_SECONDS, checked
         return checked
+
+    def version(self, href: str) -> str:
+        """Which version of a remote file its server has; "" where it does not say. Asked for when an address is checked."""
+        path = self.resolve(href)
+        with _LOCK:
+            return _VERSIONS.get(path.removeprefix("/vsicurl/").split("?", 1)[0], "")
+
+    def check_again(self, href: str) -> None:
+        """Believe no longer what was found out about the address of `href`."""
+        with _LOCK:
+            _CACHE.pop((self.policy, href), None)
 
     def _checked(self, url: str, policy: HrefPolicy) -> str:
         """Where `url` leads; a signed address must stay where it is, because its token is for that store alone."""
@@ -192,9 +206,18 @@ def _walk(url: str, policy: HrefPolicy) -> str:
 def _redirect_of(url: str) -> str | None:
     try:
         with requests.get(url, headers={"Range": "bytes=0-0"}, allow_redirects=False, stream=True, timeout=TIMEOUT_S) as answer:
+            if answer.status_code in (200, 206):
+                with _LOCK:
+                    _VERSIONS[url.split("?", 1)[0]] = _version(answer)
             return answer.headers.get("Location") if answer.status_code in _REDIRECTS else None
     except requests.RequestException:
         return None  # the open that follows meets the same fault, classifies and retries it
+
+
+def _version(answer: requests.Response) -> str:
+    """When the file was changed last and its size, which all servers behind one name agree about; else its ETag."""
+    changed, size = answer.headers.get("Last-Modified", ""), answer.headers.get("Content-Range", "").rpartition("/")[2]
+    return f"{changed}, {size} bytes" if changed else answer.headers.get("ETag", "").strip('W/"')
 
 
 def _real_file(path: str, root: str) -> str:

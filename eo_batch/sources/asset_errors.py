@@ -150,10 +150,10 @@ def with_retries(
         except FOREIGN as error:
             trouble = _unless_too_late(understand(error, path()), path(), time.monotonic() - asked)
         on_fault()
-        if trouble.code == "asset-forbidden" and host_of(path()) and resigned < MAX_RESIGNS:
-            resigned += 1
-            denied = _denied(on_denied)
+        if trouble.code == "asset-forbidden" and host_of(path()):
+            denied = _denied(on_denied) if resigned < MAX_RESIGNS else f"re-sign failed {MAX_RESIGNS} times"
             if denied is None:
+                resigned += 1
                 continue
             trouble = Trouble("asset-forbidden", f"{trouble.why} ({denied})")
         attempt += 1

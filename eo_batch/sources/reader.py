@@ -116,6 +116,7 @@ class AssetReader:
     grid: Grid
     requests_at_once: int = 8
     retry: Retry = field(default_factory=Retry)
+    _versions: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
     refused: dict[Hashable, AssetError] = field(default_factory=dict, repr=False, compare=False)
 
     def read(self, wanted: BandRead, rows: Span, cols: Span, *, out: Pixels) -> int:
@@ -195,6 +196,7 @@ class AssetReader:
 
         def once() -> T:
             with rasterio.Env(**GDAL_ENV):
+                self._check_version(href)
                 dataset, last[0] = self._dataset(href, overview)
                 with self._gate(last[0]):
                     return use(dataset)
@@ -203,10 +205,22 @@ class AssetReader:
             once,
             where=wanted.owner,
             path=lambda: last[0] or self._last_path(href),
-            on_fault=lambda: forget(self.token, href),
+            on_fault=lambda: self._forget(href),
             on_denied=lambda: self.access.expired(href, last[0]),
             retry=self.retry,
         )
+
+    def _check_version(self, href: str) -> None:
+        """Refuse (`asset-contract`) a remote file that was replaced since this reader met it: pixels of two must not mix."""
+        version = self.access.version(href)
+        first = self._versions.setdefault(href, version) or version
+        if version and version != first:
+            fix = "Start a new run, or leave the item out."
+            raise AssetError("asset-contract", f"the file was replaced during the run ({first} became {version})", fix=fix)
+
+    def _forget(self, href: str) -> None:
+        forget(self.token, href)
+        self.access.check_again(href)
 
     def _dataset(self, href: str, overview: int) -> tuple[Any, str]:
         opened = opened_files()

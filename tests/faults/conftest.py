@@ -51,7 +51,7 @@ def slow_toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A toy of 25 chunks that each take long enough to be killed in; tests must not change it."""
     folder = tmp_path_factory.mktemp("slow")
     make_toy(folder, dates=1)
-    (folder / "pipeline.toml").write_text(toy_pipeline(chunk_px=80).replace("[output]", "[model.options]\ncost = 600\n[output]"))
+    (folder / "pipeline.toml").write_text(toy_pipeline(chunk_px=80).replace("[output]", "[model.options]\ncost = 120\n[output]"))
     return folder
 
 

@@ -29,7 +29,7 @@ from wholerun import (
     told,
 )
 
-from eo_batch.sources import asset_errors, raster
+from eo_batch.sources import access, asset_errors, raster
 from eo_batch.sources.asset_errors import Retry
 
 OWNER = 'band "green" of item toy/a1: '
@@ -202,9 +202,8 @@ def test_c05_a_signature_that_stays_refused_is_renewed_twice_and_then_told(toy: 
     assert err
     for line in err.splitlines():
         assert "asset-forbidden" in line, line
-        assert "HTTP 403 from 127.0.0.1" in line
+        assert "HTTP 403 from 127.0.0.1 (re-sign failed 2 times)" in line
         assert "token1" not in line
-    assert "re-sign failed 2 times" in err
     signer.number = 1
     finishes(toy, golden)
 
@@ -315,6 +314,27 @@ def test_c09_passing_faults_of_several_kinds_cost_no_byte(toy: Path, golden: dic
         assert run(toy)[::2] == (0, "")
         assert not any(server.scripts.values()), "a fault was never met"
     assert results(toy / "run") == golden
+
+
+def test_c10_a_file_that_is_replaced_during_the_run_fails_its_chunks_from_then_on(
+    toy: Path, golden: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "CHECK_SECONDS", 0.0)  # every read asks which version it is
+    finished: list[str] = []
+
+    def replaced(path: str, stop: int) -> Fault | None:
+        finished[:] = [each.stem for each in (toy / "run" / "receipts").rglob("*.json")]
+        if finished and path == f"/{BAD}":
+            server.etags[path] = '"2"'
+        return None
+
+    with FileServer(toy, choose=replaced) as server:
+        over_http(toy, server)
+        failed(run(toy), toy, OWNER, "asset-contract", "the file was replaced during the run (1 became 2)")
+        assert told(toy)["finished"] == len(finished) >= 1
+        server.choose = lambda path, stop: None
+        server.etags.clear()
+        finishes(toy, golden)
 
 
 def corrupt(path: Path) -> None:

@@ -169,7 +169,7 @@ class Hostile:
 
 
 @pytest.mark.parametrize("where", ["args", "model", "top"])
-def test_code_in_a_pickle_is_never_run(convert, state, tmp_path, where):
+def test_g07_code_in_a_pickle_is_never_run(convert, state, tmp_path, where):
     proof = tmp_path / "proof"
     hostile = Hostile(proof)
     checkpoint = {

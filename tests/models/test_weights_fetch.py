@@ -223,7 +223,7 @@ def test_more_leftovers_than_the_file_has_are_thrown_away_first(get, files):
     assert names(get.folder) == ["small.safetensors", "small.safetensors.sha256", "vocab.txt"]
 
 
-def test_wrong_bytes_are_never_used(get, server):
+def test_g08_wrong_bytes_are_never_used(get, server):
     server.script("Small.pth", Fault("wrong"))
     with pytest.raises(PolicyError, match="weights-hash: .*its sha256 is"):
         get()

@@ -352,7 +352,7 @@ def test_pinned_files_in_the_cache_of_the_library_are_used_offline(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_fetched_files_that_changed_since_are_refused(server: Hub, name: str) -> None:
+def test_g08_fetched_files_that_changed_since_are_refused(server: Hub, name: str) -> None:
     files = get()
     with (files.folder / name).open("ab") as file:
         file.write(b"\n" if name != WEIGHTS else bytes(8))

@@ -176,7 +176,7 @@ def test_a_mistyped_name_is_corrected():
         find_weights("remotsam")
 
 
-def test_a_checkpoint_is_not_read_at_run_time_but_converted_first(tmp_path):
+def test_g07_a_checkpoint_is_not_read_at_run_time_but_converted_first(tmp_path):
     (tmp_path / "a.pth").write_bytes(b"x")
     with pytest.raises(ModelError, match=r"Convert it: eo-batch models convert .*a\.pth"):
         find_weights(tmp_path / "a.pth")

@@ -93,7 +93,7 @@ def test_a_second_run_in_the_same_folder_is_refused(toy: Path, copy: Path) -> No
     assert file_digests(copy) == before
 
 
-def test_a_second_driver_is_refused_while_the_first_works(toy: Path, copy: Path) -> None:
+def test_f01_a_second_driver_is_refused_while_the_first_works(toy: Path, copy: Path) -> None:
     with acquire(Store(copy)):
         with pytest.raises(LockError, match="run-locked"):
             start_run(load(toy), copy)
@@ -109,7 +109,7 @@ def test_a_second_driver_is_refused_while_the_first_works(toy: Path, copy: Path)
         ({"chunk_px": 99}, "spec-changed", "grid.chunk_px: 128 became 99"),
     ],
 )
-def test_resume_refuses_a_changed_pipeline(toy: Path, copy: Path, settings: dict, code: str, text: str) -> None:
+def test_f05_resume_refuses_a_changed_pipeline(toy: Path, copy: Path, settings: dict, code: str, text: str) -> None:
     changed = load(toy, "changed", **settings)
     for attempt in (lambda: resume_run(copy, request=changed), lambda: start_run(changed, copy)):
         with pytest.raises(ResumeError, match=code) as error:
@@ -124,13 +124,13 @@ def test_resume_of_a_finished_run_changes_nothing(copy: Path) -> None:
     assert file_digests(copy) == before
 
 
-def test_resume_refuses_another_algorithm(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_f07_resume_refuses_another_algorithm(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eo_batch.run.manifest.ALGORITHM", 99)
     with pytest.raises(ResumeError, match="code-changed.*99"):
         resume_run(copy)
 
 
-def test_an_edited_manifest_is_found(copy: Path) -> None:
+def test_f09_an_edited_manifest_is_found(copy: Path) -> None:
     manifest = json.loads((copy / "manifest.json").read_bytes())
     manifest["chunks"] = 3
     (copy / "manifest.json").write_text(json.dumps(manifest))
@@ -144,7 +144,7 @@ def shards(run: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("damage", ["delete", "zero", "flip", "swap", "receipt", "part", "footprints"])
-def test_verify_names_the_damage_and_repair_restores_the_bytes(golden: Path, copy: Path, damage: str) -> None:
+def test_f10_verify_names_the_damage_and_repair_restores_the_bytes(golden: Path, copy: Path, damage: str) -> None:
     first, second, *_ = shards(copy)
     victim = first
     if damage == "delete":
@@ -270,7 +270,7 @@ def test_many_equal_failures_in_a_row_stop_the_run(toy: Path, tmp_path: Path, mo
     assert len(run_status(tmp_path / "run").failures) == 3
 
 
-def test_a_plan_that_cannot_fit_is_refused_before_anything_is_written(toy: Path, tmp_path: Path) -> None:
+def test_b01_a_plan_that_cannot_fit_is_refused_before_anything_is_written(toy: Path, tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match=r"plan-too-big.*chunk_px|plan-too-big.*memory_gb"):
         start_run(load(toy, "tight", extra="[limits]\nmemory_gb = 0.01"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
