@@ -21,8 +21,9 @@ from eo_batch.run.driver import start_run
 from eo_batch.run.events import Event
 from eo_batch.run.executors import Executor, make_executor
 from eo_batch.run.request import Request, load_pipeline
+from eo_batch.run.worker_check import check_workers
 
-pytestmark = [pytest.mark.skipif(bool(missing()), reason=missing()), pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 CLUSTER = """
 [cluster]
 kind = "slurm"
@@ -59,8 +60,8 @@ def pool(slurm: Slurm) -> Iterator[Executor]:
 @pytest.fixture(scope="module")
 def request_and_truth(tmp_path_factory: pytest.TempPathFactory, slurm: Slurm) -> tuple[Request, dict[str, str]]:
     folder = tmp_path_factory.mktemp("slurm")
-    pipeline = make_toy(folder, dates=1)
-    pipeline.write_text(toy_pipeline(chunk_px=64, step="month"))
+    pipeline = make_toy(folder, dates=1, size=250)
+    pipeline.write_text(toy_pipeline(size=250, chunk_px=64, step="month"))
     (folder / "clusters").mkdir()
     (folder / "clusters" / "loopback.toml").write_text(CLUSTER.format(folder=slurm.folder.parent))
     request = load_pipeline(pipeline)
@@ -115,6 +116,13 @@ def test_a_gpu_is_queued_for_and_one_worker_begins_alone(slurm: Slurm) -> None:
         waiting = slurm.jobs("PD")
     assert seen == {("CUDA_VISIBLE_DEVICES",): "0", ("OMP_NUM_THREADS",): "1"}
     assert len(waiting) == 1
+
+
+def test_worker_check_shows_the_gpu_that_slurm_gave(slurm: Slurm, request_and_truth: tuple[Request, dict[str, str]]) -> None:
+    (report,) = check_workers(request_and_truth[0], spec(slurm, workers=1, batch={"gpus": 1}))
+    (wrong,) = [check for check in report.checks if check.status]
+    assert (wrong.name, wrong.status) == ("gpu", 7)
+    assert "torch sees none (CUDA_VISIBLE_DEVICES=0)" in wrong.text  # it is /dev/null
 
 
 @pytest.mark.parametrize(
