@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eo_batch.cli.progress import Progress
-from eo_batch.cli.report import Json, Quiet, command, epilog, print_json, print_table
+from eo_batch.cli.report import Json, Quiet, check_on_disk, command, epilog, print_json, print_table
 from eo_batch.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def demo(
     from eo_batch.view.preview import write_preview
 
     began = time.monotonic()
+    check_on_disk(out)
     _make_room(out)
     region = DemoRegion(size_px=size)
     with Progress(as_json=False, quiet=quiet or json) as progress:

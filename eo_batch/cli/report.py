@@ -15,11 +15,12 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from eo_batch.core.errors import EXIT_STATUS, EoBatchError
+from eo_batch.core.errors import EXIT_STATUS, ConfigError, EoBatchError
 
 EXIT_STATUSES = "Exit status: " + ", ".join(f"{status} {meaning}" for status, meaning in EXIT_STATUS.items()) + "."
 INTERRUPTED = 130
@@ -146,6 +147,18 @@ def has_begun(run: str | None) -> bool:
         return run is not None and Store(run).exists("request.json")
     except EoBatchError:
         return False
+
+
+def check_on_disk(out: Path) -> None:
+    """Refuse a bucket where files of a folder are written.
+
+    Raises
+    ------
+    ConfigError : `config-invalid`.
+    """
+    if out.parts[:1] == ("s3:",):
+        fix = "Give a folder; runs and exports can be in a bucket."
+        raise ConfigError("config-invalid", "this command writes to a folder, not to a bucket", where="--out", fix=fix)
 
 
 def report_error(error: EoBatchError, *, as_json: bool = False) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eo_batch.cli.progress import LINE_EVERY_S, Progress
-from eo_batch.cli.report import DropInner, Json, Quiet, command, epilog, plain, print_json, print_table, say
+from eo_batch.cli.report import DropInner, Json, Quiet, check_on_disk, command, epilog, plain, print_json, print_table, say
 
 if TYPE_CHECKING:
     from eo_batch.core.spec import ModelSpec
@@ -162,6 +162,7 @@ def _check_folder(folder: Path, image: Path) -> None:
     """Refuse a folder that cannot be written, or where the image itself would be, before anything is computed."""
     from eo_batch.core.errors import ConfigError, StoreError
 
+    check_on_disk(folder)
     fix = "Give another folder with --out."
     try:
         there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())

@@ -107,6 +107,24 @@ def test_a_folder_of_a_bucket_without_a_run_is_said_to_have_none(prefix: str) ->
     assert (status, prefix in err, "there is no run in this folder" in err) == (2, True, True)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("status", "gs://maps/run"),
+        ("resume", "s3://key:canarysecret@maps/run"),
+        ("export", "RUN", "--out", "https://maps.example"),
+        ("demo", "--out", "s3://maps/demo"),
+        ("segment", "image.png", "--prompt", "water", "--out", "s3://maps/segmented"),
+    ],
+)
+def test_places_that_cannot_be_are_refused_by_commands(command: tuple[str, ...], golden_run: Path) -> None:
+    arguments = [
+        str(golden_run) if (argument == "s3://maps/run" and command[0] == "export") else argument for argument in command
+    ]
+    status, _, err = invoke(*arguments)
+    assert (status, err.startswith("config-invalid: "), "canary" in err) == (2, True, False)
+
+
 def test_a_second_run_never_replaces_the_first(toy: Path, finished: str, prefix: str) -> None:
     status, _, err = invoke("run", toy / "pipeline.toml", "--out", finished, *SERIAL)
     assert (status, "already holds a run" in err) == (2, True)
