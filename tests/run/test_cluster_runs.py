@@ -37,7 +37,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_toy(folder, dates=1, size=260)
     (folder / "pipeline.toml").write_text(toy_pipeline(size=260, chunk_px=64))
     (folder / "slow.toml").write_text(
-        toy_pipeline(size=260, chunk_px=64).replace("[output]", "[model.options]\ncost = 400\n[output]")
+        toy_pipeline(size=260, chunk_px=64).replace("[output]", "[model.options]\ncost = 150\n[output]")
     )
     return folder
 
@@ -72,7 +72,7 @@ def brittle(tmp_path: Path) -> Iterator[DaskCluster]:
 @pytest.mark.parametrize(
     "kind", ["local", "local:2", pytest.param("local:1", marks=pytest.mark.slow), pytest.param("local:4", marks=pytest.mark.slow)]
 )
-def test_any_number_of_workers_gives_the_same_bytes(toy: Path, golden: dict[str, str], tmp_path: Path, kind: str) -> None:
+def test_f12_any_number_of_workers_gives_the_same_bytes(toy: Path, golden: dict[str, str], tmp_path: Path, kind: str) -> None:
     assert start_run(load_pipeline(toy / "pipeline.toml"), tmp_path / "run", executor=kind).exit_status == 0
     assert file_digests(tmp_path / "run") == golden
 
@@ -100,7 +100,7 @@ def test_prompts_are_added_and_thresholds_changed_by_worker_processes(
     assert runs["here"] == runs["there"]
 
 
-def test_a_chunk_that_ends_every_worker_fails_and_the_others_are_made(
+def test_a06_a_chunk_that_ends_every_worker_fails_and_the_others_are_made(
     toy: Path, golden: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[Event] = []
@@ -116,7 +116,7 @@ def test_a_chunk_that_ends_every_worker_fails_and_the_others_are_made(
     assert file_digests(tmp_path / "run") == golden
 
 
-def test_a_chunk_that_loses_its_worker_once_is_made_again_and_says_so(
+def test_a05_a_chunk_that_loses_its_worker_once_is_made_again_and_says_so(
     toy: Path, golden: dict[str, str], lasting: DaskCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[Event] = []
@@ -130,7 +130,7 @@ def test_a_chunk_that_loses_its_worker_once_is_made_again_and_says_so(
     assert attempts["t0000/y0001_x0001"] == 2
 
 
-def test_without_its_scheduler_a_run_stops_and_keeps_what_it_has(
+def test_a09_without_its_scheduler_a_run_stops_and_keeps_what_it_has(
     toy: Path, slow_golden: dict[str, str], brittle: DaskCluster, tmp_path: Path
 ) -> None:
     def listen(event: Event) -> None:
@@ -145,7 +145,7 @@ def test_without_its_scheduler_a_run_stops_and_keeps_what_it_has(
     assert file_digests(tmp_path / "run") == slow_golden
 
 
-def test_a_worker_that_is_preempted_leaves_nothing_half_written(
+def test_a12_a_worker_that_is_preempted_leaves_nothing_half_written(
     toy: Path, slow_golden: dict[str, str], brittle: DaskCluster, tmp_path: Path
 ) -> None:
     def listen(event: Event) -> None:
@@ -160,7 +160,7 @@ def test_a_worker_that_is_preempted_leaves_nothing_half_written(
     assert file_digests(run) == slow_golden
 
 
-def test_a_killed_driver_is_followed_at_once_by_another_while_workers_go_on(
+def test_a11_a_killed_driver_is_followed_at_once_by_another_while_workers_go_on(
     toy: Path, slow_golden: dict[str, str], lasting: DaskCluster, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -172,7 +172,7 @@ def test_a_killed_driver_is_followed_at_once_by_another_while_workers_go_on(
     assert file_digests(run) == slow_golden
 
 
-def test_ctrl_c_of_a_terminal_drains_worker_processes_too(toy: Path, slow_golden: dict[str, str], tmp_path: Path) -> None:
+def test_a07_ctrl_c_of_a_terminal_drains_worker_processes_too(toy: Path, slow_golden: dict[str, str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start_driver(run, toy / "slow.toml", "local:2", start_new_session=True)
     wait_for_receipts(process, run, 2)

@@ -60,10 +60,15 @@ class PoolExecutor:
 
     def __exit__(self, *exc: Any) -> None:
         cluster = self._client.cluster
-        timeout_s = 1.0 if KeyboardInterrupt in exc else CLOSE_S  # the second Ctrl-C
-        self._client.close(timeout=timeout_s)
+        if KeyboardInterrupt in exc:  # the second Ctrl-C: nothing is waited for, and worker processes end with this one
+            if cluster is not None:
+                cluster.shutdown_on_close = False
+            return
+        with suppress(TimeoutError):  # of tasks that were given up and go on
+            self._client.close(timeout=CLOSE_S)
         if cluster is not None:
-            cluster.close(timeout=timeout_s)
+            with suppress(TimeoutError):
+                cluster.close(timeout=CLOSE_S)
 
     @property
     def dashboard(self) -> str:
