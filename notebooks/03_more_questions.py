@@ -127,12 +127,12 @@ plt.show()
 hidden = shutil.move(files.catalog.parent, folder / "hidden")
 summary = rethreshold(folder / "run", {"water": best})
 shutil.move(hidden, files.catalog.parent)
-print("new run:", summary.path.name, "beside", run.path.name)
+print("new run:", Path(summary.path).name, "beside", Path(run.path).name)
 
 fresh = folder / "fresh"
 start_run(load_pipeline(pipeline("best", water.replace("0.75", str(best)))), fresh)
 again = eo_batch.open_run(summary.path)
-differ = set(files_of(fresh).items()) ^ set(files_of(summary.path).items())
+differ = set(files_of(fresh).items()) ^ set(files_of(Path(summary.path)).items())
 print("files that differ from a run that had this threshold from the start:", len(differ))
 
 # %%
