@@ -84,7 +84,7 @@ def test_a_scheduler_knows_only_what_is_in_flight() -> None:
     with make_executor(ClusterSpec(workers=2)) as pool:
         scheduler = pool._client.cluster.scheduler  # type: ignore[attr-defined]
         most = 0
-        for _ in pool.outcomes(nothing, ([(i, k) for k in range(10)] for i in range(300)), stop=threading.Event(), tell=silent):
+        for _ in pool.outcomes(nothing, ([(i, k) for k in range(10)] for i in range(150)), stop=threading.Event(), tell=silent):
             most = max(most, len(scheduler.tasks))
         assert 0 < most <= 8 * pool.width
         assert len(scheduler.task_groups) <= 1
