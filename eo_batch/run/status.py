@@ -197,7 +197,6 @@ def pixel_km2(grid: Grid) -> float:
     """Area of a pixel in the middle of `grid`, square kilometres."""
     from pyproj import Geod, Transformer
 
-    grid = inputs.grid
     left, bottom, right, top = grid.bounds
     x, y, r = (left + right) / 2, (bottom + top) / 2, grid.resolution
     back = Transformer.from_crs(grid.crs, "EPSG:4326", always_xy=True)
