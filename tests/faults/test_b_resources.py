@@ -54,7 +54,7 @@ from eo_batch.run.manifest import read_inputs
 store = Generation(sys.argv[1])
 inputs = read_inputs(store)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-found = status.run_status(store.root)
+found = status.run_status(store.where)
 seat = sitting.Sitting(store, inputs, silent, 0)
 marker = merge.marker_of(store, inputs, failed=0, rows={})
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -79,7 +79,7 @@ def test_what_an_attempt_left_that_never_began_is_taken_up_by_the_next(old: Path
         suffer(old, new, kind="kill", at=at)
         left = tuple(path for path in ("derived.json", "items.parquet", "request.json") if (new / path).exists())
         free = next_version(old.parent / f"attempt-v{at}")
-        assert (free == new) == (left in (("derived.json",), ("derived.json", "items.parquet")))
+        assert (free == str(new)) == (left in (("derived.json",), ("derived.json", "items.parquet")))
         if "request.json" not in left and left not in seen:
             assert file_digests(Path(rethreshold(old, CHANGES, new, executor="serial").path)) == golden
         seen.add(left)
