@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from eo_batch.core.clusters import ClusterSpec
+from eo_batch.core.errors import ResourceError
+from eo_batch.core.hrefs import redact
 from eo_batch.run.executors.pool import LOOPBACK, PoolExecutor
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -73,5 +75,9 @@ def open_processes(cluster: ClusterSpec, environments: list[dict[str, str]], *, 
         "options": {"host": "127.0.0.1", "protocol": "tls", "security": security, "dashboard_address": LOOPBACK},
     }
     with dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(ONE_THREAD, "1")}):
-        spec = SpecCluster(workers=workers, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL)
+        try:
+            spec = SpecCluster(workers=workers, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL)
+        except RuntimeError as error:  # killed, or out of memory, before it could say that it is there
+            why, fix = redact(error), "Give it more memory or fewer workers, then continue with `eo-batch resume RUN`."
+            raise ResourceError("cluster-lost", "a worker process ended while it started", why=why, fix=fix) from None
     return Client(spec, set_as_default=False)

@@ -1,4 +1,5 @@
-"""Secrets that a run meets on its way never leave it: not in a line, a file, a trace, nor an address of the wrong store."""
+"""H: what others could see. Only loopback listens, and secrets that a run meets on its way never leave it: not in a line, a
+file, a trace, a log of a worker, nor an address of the wrong store."""
 
 from __future__ import annotations
 
@@ -9,9 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from servers.files import Fault, FileServer
 from toy import make_toy, toy_pipeline
+from wholerun import eo_batch, invoke, over_http, spoil, start_until
 
 CANARIES = ("canaryquery", "canaryuser", "canarypassword", "canaryheader", "canaryredirect", "canarykey")
 SIZE = 200
@@ -51,6 +54,7 @@ def run(toy: Path, *commands: tuple[object, ...]) -> tuple[list[int], str]:
         "AWS_SECRET_ACCESS_KEY": "canarykey",
         "AWS_ACCESS_KEY_ID": "AKIACANARY",
         "GDAL_HTTP_HEADERS": "Authorization: Bearer canaryheader",
+        "HTTPS_PROXY": "http://canaryuser:canarypassword@127.0.0.1:9",
         "TMPDIR": str(toy / "tmp"),
         "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
     }
@@ -88,11 +92,6 @@ def sign_items(toy: Path, base: str) -> None:
     (toy / "catalog.json").write_text(json.dumps(document))
 
 
-def over_http(toy: Path, server: FileServer) -> None:
-    text = (toy / "pipeline.toml").read_text()
-    (toy / "pipeline.toml").write_text(text.replace("catalog.json", server.url("catalog.json")))
-
-
 @pytest.mark.parametrize(
     ("fault", "status"),
     [
@@ -105,7 +104,7 @@ def over_http(toy: Path, server: FileServer) -> None:
     ],
     ids=["well", "403", "503", "reset", "html", "redirect"],
 )
-def test_secrets_of_hrefs_and_environment_are_in_no_output_and_no_file(toy: Path, fault: Any, status: int) -> None:
+def test_h03_secrets_of_hrefs_and_environment_are_in_no_output_and_no_file(toy: Path, fault: Any, status: int) -> None:
     with FileServer(toy) as server:
         sign_items(toy, server.base)
         over_http(toy, server)
@@ -124,7 +123,7 @@ def test_secrets_of_hrefs_and_environment_are_in_no_output_and_no_file(toy: Path
     [(None, 0), (Fault("status", 403, repeat=True), 3), (Fault("reset", repeat=True), 3), (Fault("html", repeat=True), 3)],
     ids=["well", "403", "reset", "html"],
 )
-def test_the_token_that_signs_addresses_is_in_no_output_and_no_file(toy: Path, fault: Any, status: int) -> None:
+def test_h03_the_token_that_signs_addresses_is_in_no_output_and_no_file(toy: Path, fault: Any, status: int) -> None:
     store, keys = toy / "store" / "account" / "container", toy / "keys" / "token" / "account"
     for folder in (store, keys):
         folder.mkdir(parents=True)
@@ -162,7 +161,7 @@ def test_the_token_that_signs_addresses_is_in_no_output_and_no_file(toy: Path, f
         "ftp://canaryuser:canarypassword@example.org/catalog.json?sig=canaryquery",
     ],
 )
-def test_a_catalog_address_with_credentials_is_refused_without_repeating_them(toy: Path, address: str) -> None:
+def test_h03_a_catalog_address_with_credentials_is_refused_without_repeating_them(toy: Path, address: str) -> None:
     text = (toy / "pipeline.toml").read_text()
     (toy / "pipeline.toml").write_text(text.replace("catalog.json", address))
     statuses, printed = run(toy, ("run", toy / "pipeline.toml", "--out", toy / "run", "--quiet"))
@@ -170,3 +169,68 @@ def test_a_catalog_address_with_credentials_is_refused_without_repeating_them(to
     assert "source.catalog" in printed
     assert not (toy / "run").exists()
     check_silent(printed, toy / "tmp")
+
+
+@pytest.mark.parametrize("fault", [Fault("status", 403, repeat=True), Fault("reset", repeat=True)], ids=["403", "reset"])
+def test_h03_worker_processes_reports_journals_and_notebooks_hold_no_secret(toy: Path, fault: Any) -> None:
+    """Every logger talks in the driver; what its workers print arrives in the same stream."""
+    with FileServer(toy) as server:
+        sign_items(toy, server.base)
+        over_http(toy, server)
+        server.script("a1_green.tif", fault)
+        begun = ("run", toy / "pipeline.toml", "--out", toy / "run", "--cluster", "local:2", "--traceback", "--allow-failed", "9")
+        found, printed = run(
+            toy, begun, ("report", toy / "run"), ("status", toy / "run"), ("resume", toy / "run", "--cluster", "serial")
+        )
+    assert found[0] == 3, printed[-2000:]
+    assert found[2:] == [0, 3]
+    notebook = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from eo_batch import open_run; print(open_run(sys.argv[1])._repr_html_())",
+            toy / "run",
+        ],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert list((toy / "run" / "events").rglob("*.jsonl"))
+    check_silent(printed + notebook.stdout + notebook.stderr, toy / "run", toy / "tmp")
+
+
+@pytest.mark.parametrize("cluster", ["serial", "local", "local:2"])
+def test_h01_a_run_listens_on_loopback_alone(slow_toy: Path, tmp_path: Path, cluster: str) -> None:
+    out = tmp_path / "run"
+    process = start_until(out, eo_batch("run", slow_toy / "pipeline.toml", "--out", out, "--cluster", cluster), 2)
+    try:
+        assert process.poll() is None
+        driver = psutil.Process(process.pid)
+        family = [driver, *driver.children(recursive=True)]
+        heard = [end.laddr.ip for each in family for end in each.net_connections() if end.status == psutil.CONN_LISTEN]
+        assert set(heard) <= {"127.0.0.1", "::1"}
+        assert bool(heard) == (cluster != "serial")
+    finally:
+        process.terminate()
+        process.communicate(timeout=120)
+
+
+@pytest.mark.parametrize("way", ["option", "pipeline", "environment"])
+def test_h02_the_dashboard_cannot_be_moved_to_another_interface(toy: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    command = ["run", toy / "pipeline.toml", "--out", toy / "run", "--cluster", "local", "--json"]
+    if way == "environment":
+        monkeypatch.setenv("DASK_DISTRIBUTED__DASHBOARD__ADDRESS", "0.0.0.0:8787")
+        monkeypatch.setenv("DASK_SCHEDULER__DASHBOARD_ADDRESS", "0.0.0.0:8787")
+        status, out, err = invoke(*command)
+        assert status == 0, err
+        start = next(json.loads(line) for line in out.splitlines() if '"start"' in line)
+        assert start["data"]["dashboard"].startswith("http://127.0.0.1:")
+        return
+    if way == "option":
+        command += ["--dashboard", "0.0.0.0"]
+    else:
+        spoil(toy, "[output]", '[cluster]\nkind = "local"\ndashboard = "0.0.0.0"\n[output]')
+    status, _, err = invoke(*command)
+    assert status == 2
+    assert "dashboard" in err
+    assert not (toy / "run").exists()
