@@ -51,7 +51,7 @@ slow: $(READY) ## the slow tests
 	$(RUN)python -m pytest -n $(WORKERS) --dist worksteal -m "slow and not gpu"
 
 .PHONY: faults
-faults: $(READY) ## every operation on disk fails once, in four ways: the long version
+faults: $(READY) ## every fault, every operation on disk failing once in four ways, and chaos for a while: the long version
 	EO_BATCH_FAULT_STEP=1 $(RUN)python -m pytest -s tests/faults --timeout 7200
 
 .PHONY: bench

@@ -130,6 +130,7 @@ def test_a05_workers_killed_in_any_stage_are_replaced_and_only_telemetry_knows(
     assert sum(each["attempt"] - 1 for each in telemetry) <= 3 * 2, "a death blames the tasks of one worker"
 
 
+@pytest.mark.slow
 def test_a05_workers_killed_between_files_of_a_chunk_are_replaced(toy: Path, golden: dict[str, str], tmp_path: Path) -> None:
     points = tmp_path / "points"
     mortal = environment(points, "half:/masks.zarr/score/c/0", "before:/parts/", "before:/receipts/")

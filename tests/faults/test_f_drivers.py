@@ -155,6 +155,7 @@ def test_f09_a_receipt_that_was_edited_is_named_and_repaired(toy: Path, golden: 
     assert invoke("verify", toy / "run")[0] == 0
 
 
+@pytest.mark.slow
 def test_f12_a_run_that_changes_its_cluster_in_between_has_the_same_bytes(
     slow_toy: Path, slow_golden: dict[str, str], tmp_path: Path
 ) -> None:

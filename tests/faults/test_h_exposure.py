@@ -171,7 +171,13 @@ def test_h03_a_catalog_address_with_credentials_is_refused_without_repeating_the
     check_silent(printed, toy / "tmp")
 
 
-@pytest.mark.parametrize("fault", [Fault("status", 403, repeat=True), Fault("reset", repeat=True)], ids=["403", "reset"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(Fault("status", 403, repeat=True), id="403"),
+        pytest.param(Fault("reset", repeat=True), id="reset", marks=pytest.mark.slow),
+    ],
+)
 def test_h03_worker_processes_reports_journals_and_notebooks_hold_no_secret(toy: Path, fault: Any) -> None:
     """Every logger talks in the driver; what its workers print arrives in the same stream."""
     with FileServer(toy) as server:
