@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from eo_batch.sources.picture import Picture
+    from eo_batch.view.report import Page
 
 LONLAT = "EPSG:4326"
 
@@ -269,12 +270,12 @@ class Run:
             with images.open(file) as picture:
                 return picture.copy()
 
-    def report(self) -> Report:
+    def report(self) -> Page:
         """The report of the run as it is now, shown in a notebook; `.html` is the page that `eo-batch report` writes."""
         from eo_batch.run.report import report_facts
-        from eo_batch.view.report import report_html
+        from eo_batch.view.report import Page, report_html
 
-        return Report(report_html(Store(self.path), report_facts(self.path)))
+        return Page(report_html(Store(self.path), report_facts(self.path)))
 
     def _prompt_texts(self, asked: str | Sequence[str]) -> list[str]:
         by_id = {identity: text for identity, text, *_ in self.manifest["prompts"]}
@@ -300,17 +301,6 @@ class Run:
             ("time steps", f"{len(self.steps):,}: {', '.join(self.steps[:3])}{', ...' if len(self.steps) > 3 else ''}"),
             ("items", f"{self.manifest['item_count']:,}"),
         ]
-
-
-@dataclass(frozen=True, repr=False)
-class Report:
-    """The page of a run; in a notebook it shows itself in a frame of its own, where it can run and load nothing."""
-
-    html: str
-
-    def _repr_html_(self) -> str:
-        look = "width:100%;height:640px;border:0"
-        return f'<iframe sandbox="" title="report" style="{look}" srcdoc="{html.escape(self.html)}"></iframe>'
 
 
 class ImageView(ImageAnswer):

@@ -15,6 +15,7 @@ from commandline import invoke, told
 from toy import make_toy, toy_pipeline
 
 from eo_batch.core.records import ChunkFailure
+from eo_batch.notebook import open_run
 from eo_batch.outputs.store import Store
 from eo_batch.run.driver import resume_run, start_run
 from eo_batch.run.report import report_facts
@@ -248,6 +249,14 @@ def test_the_command_writes_the_page_into_the_run(copy: Path, tmp_path: Path) ->
     assert (copy / "report.html").read_text().startswith("<!doctype html>")
     assert invoke("report", copy, "--out", tmp_path / "other.html")[0] == 0
     assert (tmp_path / "other.html").is_file()
+
+
+def test_a_notebook_shows_the_page_in_a_frame_that_may_do_nothing(run: Path) -> None:
+    shown = open_run(run).report()._repr_html_()
+    (frame,) = parsed(shown).found
+    assert frame[0] == "iframe"
+    assert frame[1]["sandbox"] == ""
+    assert (frame[1]["srcdoc"] or "").startswith("<!doctype html>")
 
 
 def test_the_facts_are_json(run: Path, broken: Path) -> None:

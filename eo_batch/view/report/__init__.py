@@ -6,7 +6,9 @@ What it tells is gathered in `run/report.py`; here it is drawn. The page loads n
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from html import escape
 
 from eo_batch.core.records import ChunkFailure
 from eo_batch.outputs.store import Store
@@ -21,6 +23,17 @@ from eo_batch.view.report.timeline import timeline_section
 
 LISTED = 12
 """Rows of a table of chunks or items; more are counted."""
+
+
+@dataclass(frozen=True, repr=False)
+class Page:
+    """The page of a run; in a notebook it shows itself in a frame of its own, where it can run and load nothing."""
+
+    html: str
+
+    def _repr_html_(self) -> str:
+        look = "width:100%;height:640px;border:0"
+        return f'<iframe sandbox="" title="report" style="{look}" srcdoc="{escape(self.html)}"></iframe>'
 
 
 def report_html(store: Store, facts: RunFacts) -> str:
