@@ -66,9 +66,10 @@ def pace_of(lines: Sequence[Line], *, until: datetime) -> Pace | None:
     if not timed:
         return None
     since = max(timed[0][0], until - timedelta(seconds=RECENT_S))
-    recent = [line for at, line in timed if at > since]
-    before = [number(line.get("km2")) for at, line in timed if at <= since]
-    made = [line for line in recent if line["event"] == "chunk"]
+    later = (position for position, (at, _) in enumerate(timed) if at > since)
+    cut = 1 if since == timed[0][0] else next(later, len(timed))  # what comes in the millisecond of the first line counts
+    before = [number(line.get("km2")) for _, line in timed[:cut]]
+    made = [line for _, line in timed[cut:] if line["event"] == "chunk"]
     if not made:
         return None
     seconds = max((until - since).total_seconds(), 0.0)

@@ -102,6 +102,14 @@ def test_status_verify_and_resume_know_a_run_in_a_bucket(finished: str, prefix: 
     assert f"toy in {finished}" in invoke("status", finished)[1]
 
 
+def test_the_report_of_a_run_in_a_bucket_is_written_there(finished: str, prefix: str, tmp_path: Path) -> None:
+    assert invoke("report", finished, "--out", f"{prefix}/page.html")[0] == 0
+    page = Store(prefix).get("page.html").decode()
+    assert "The run is complete" in page
+    assert "No seam is seen" in page
+    assert told("report", finished)["sittings"][0]["how"] == "published"
+
+
 def test_a_folder_of_a_bucket_without_a_run_is_said_to_have_none(prefix: str) -> None:
     status, _, err = invoke("status", prefix)
     assert (status, prefix in err, "there is no run in this folder" in err) == (2, True, True)
