@@ -61,8 +61,8 @@ def main() -> None:
 def run_once(pipeline: Path, out: Path, kind: str, workers: int | None) -> tuple[float, float, int]:
     """(seconds until the first chunk was made, seconds from then to the last, chunks)."""
     from eo_batch.run.driver import start_run
-    from eo_batch.run.events import Event
     from eo_batch.run.request import load_pipeline
+    from eo_batch.run.told.events import Event
 
     seen: list[float] = []
     began = 0.0

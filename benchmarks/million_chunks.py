@@ -47,10 +47,10 @@ def drive(folder: Path, chunks: int, kind: str) -> None:
     from eo_batch.core.grid import Span
     from eo_batch.run import sitting
     from eo_batch.run.driver import start_run
-    from eo_batch.run.events import Event
     from eo_batch.run.generations import Generation
     from eo_batch.run.manifest import read_inputs
     from eo_batch.run.request import load_pipeline
+    from eo_batch.run.told.events import Event
 
     start_run(load_pipeline(make_toy(folder, dates=1, size=200)), folder / "run", executor="serial")
     store = Generation(folder / "run")

@@ -21,11 +21,11 @@ from machine import machine
 
 from eo_batch.core.clusters import ClusterSpec
 from eo_batch.outputs.store import Store
+from eo_batch.run.cost.plan import make_inputs_of, make_plan
 from eo_batch.run.driver import start_run
-from eo_batch.run.events import Event
-from eo_batch.run.plan import make_inputs_of, make_plan
 from eo_batch.run.request import load_pipeline
 from eo_batch.run.task import make_context
+from eo_batch.run.told.events import Event
 from eo_batch.sources.synthetic import DemoRegion, write_demo
 
 

@@ -14,14 +14,14 @@ from machine import machine
 from numpy.typing import NDArray
 
 from eo_batch.core.grid import chunk_index
-from eo_batch.run.coverage import loads_of
+from eo_batch.run.cost.coverage import loads_of
+from eo_batch.run.cost.estimate import Figures, estimate
+from eo_batch.run.cost.measured import works
+from eo_batch.run.cost.sample import choose_sample
 from eo_batch.run.driver import start_run
-from eo_batch.run.estimate import Figures, estimate
 from eo_batch.run.generations import Generation
 from eo_batch.run.manifest import read_inputs
-from eo_batch.run.measured import works
 from eo_batch.run.request import load_pipeline
-from eo_batch.run.sample import choose_sample
 from eo_batch.sources.synthetic import DemoRegion, write_demo
 
 TURNS = ((1, 1, 1), (1, -1, 1), (1, 1, -1), (-1, -1, -1))

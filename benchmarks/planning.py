@@ -17,8 +17,8 @@ from machine import machine
 
 from eo_batch.core.spec import parse_pipeline
 from eo_batch.models.registry import load_segmenter
+from eo_batch.run.cost.plan import make_plan
 from eo_batch.run.manifest import make_inputs
-from eo_batch.run.plan import make_plan
 from eo_batch.run.request import Request
 from eo_batch.sources.catalog import find_catalog
 

@@ -22,9 +22,9 @@ from machine import machine
 from eo_batch.outputs.contributed import contributed_bytes, read_contributed
 from eo_batch.outputs.store import Store
 from eo_batch.run.driver import start_run
+from eo_batch.run.later.rethreshold import Change, rethreshold
 from eo_batch.run.manifest import read_manifest
 from eo_batch.run.request import load_pipeline
-from eo_batch.run.rethreshold import Change, rethreshold
 from eo_batch.sources.synthetic import DemoRegion, write_demo
 
 THRESHOLD = 0.6

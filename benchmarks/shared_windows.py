@@ -23,9 +23,9 @@ from eo_batch.core.clusters import ClusterSpec
 from eo_batch.models.registry import load_segmenter
 from eo_batch.outputs.store import Store
 from eo_batch.run import answers, shared_windows
+from eo_batch.run.cost.plan import make_inputs_of, make_plan
 from eo_batch.run.driver import start_run
 from eo_batch.run.ledger import get_receipt, receipt_keys
-from eo_batch.run.plan import make_inputs_of, make_plan
 from eo_batch.run.request import load_pipeline
 from eo_batch.sources.synthetic import DemoRegion, write_demo
 

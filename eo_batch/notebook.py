@@ -27,9 +27,9 @@ from eo_batch.outputs.cube import open_cube
 from eo_batch.outputs.layers import read_notes
 from eo_batch.outputs.store import Store
 from eo_batch.run.generations import published, with_manifest
-from eo_batch.run.image_answer import ImageAnswer
+from eo_batch.run.images.answer import ImageAnswer
 from eo_batch.run.manifest import read_manifest, read_request
-from eo_batch.run.status import Status, run_status, status_of
+from eo_batch.run.told.status import Status, run_status, status_of
 
 if TYPE_CHECKING:
     import geopandas
@@ -272,7 +272,7 @@ class Run:
 
     def report(self) -> Page:
         """The report of the run as it is now, shown in a notebook; `.html` is the page that `eo-batch report` writes."""
-        from eo_batch.run.report import report_facts
+        from eo_batch.run.told.report import report_facts
         from eo_batch.view.report import Page, report_html
 
         return Page(report_html(Store(self.path), report_facts(self.path)))
@@ -319,7 +319,7 @@ class ImageView(ImageAnswer):
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write the overlay, the masks, the boxes and `answer.json` into a folder, as `eo-batch segment` does; their paths."""
-        from eo_batch.run.image_files import write_image_files
+        from eo_batch.run.images.files import write_image_files
 
         self.overlay(Path(folder) / "overlay.png")
         return [Path(folder) / "overlay.png", *write_image_files(self, folder)]
@@ -342,9 +342,9 @@ def segment_image(image: str | Path | NDArray[np.uint8] | Picture, prompts: str 
     ----------
     image : path of a PNG, JPEG or GeoTIFF; or an array, uint8 (y, x, 3), red, green, blue.
     prompts : words or sentences.
-    options : as in `eo_batch.run.image.segment_image`: `model`, `fit`, `threshold`, `rules`, `contour`, `bands`, `low`, `high`.
+    options : `model`, `fit`, `threshold`, `rules`, `contour`, `bands`, `low`, `high`, as in `run.images.segment.segment_image`.
     """
-    from eo_batch.run.image import segment_image as ask
+    from eo_batch.run.images.segment import segment_image as ask
 
     answer = ask(image, prompts, **options)
     return ImageView(**{part.name: getattr(answer, part.name) for part in fields(answer)})

@@ -32,8 +32,8 @@ import numpy as np
 import rasterio
 
 import eo_batch
+from eo_batch.run.cost.plan import plan_run
 from eo_batch.run.driver import start_run
-from eo_batch.run.plan import plan_run
 from eo_batch.run.request import load_pipeline
 from eo_batch.sources.synthetic import DemoRegion, truth_masks, write_demo
 

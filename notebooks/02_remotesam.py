@@ -45,8 +45,8 @@ from eo_batch.models.stretch import Stretch
 from eo_batch.models.templates import Wording
 from eo_batch.models.weights.checkpoints import convert_checkpoint, find_architecture
 from eo_batch.run.driver import start_run
-from eo_batch.run.image import segment_image
-from eo_batch.run.products import Cells, make_products
+from eo_batch.run.images.segment import segment_image
+from eo_batch.run.layers.products import Cells, make_products
 from eo_batch.run.request import load_pipeline
 from eo_batch.sources.synthetic import DemoRegion, render, truth_masks, write_demo
 from eo_batch.view.overlay import overlay_of

@@ -35,10 +35,10 @@ import numpy as np
 
 import eo_batch
 from eo_batch.run.driver import start_run
-from eo_batch.run.extend import add_prompts
+from eo_batch.run.later.extend import add_prompts
+from eo_batch.run.later.rethreshold import rethreshold
+from eo_batch.run.later.sweep import sweep
 from eo_batch.run.request import load_pipeline
-from eo_batch.run.rethreshold import rethreshold
-from eo_batch.run.sweep import sweep
 from eo_batch.sources.synthetic import DemoRegion, truth_masks, write_demo
 
 folder = Path(tempfile.mkdtemp())

@@ -37,7 +37,7 @@ import psutil
 import eo_batch
 from eo_batch.run.driver import start_run
 from eo_batch.run.request import load_pipeline
-from eo_batch.run.status import run_status
+from eo_batch.run.told.status import run_status
 from eo_batch.sources.synthetic import DemoRegion, write_demo
 
 folder = Path(tempfile.mkdtemp())

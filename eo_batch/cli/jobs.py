@@ -72,7 +72,7 @@ def search(
 ) -> None:
     """List the scenes that a run would use."""
     request = _load(pipeline, catalog)
-    from eo_batch.run.plan import halo_region
+    from eo_batch.run.cost.plan import halo_region
     from eo_batch.sources.items import resolve_items
     from eo_batch.sources.items.parquet import items_to_parquet
     from eo_batch.sources.search import search_items
@@ -135,7 +135,7 @@ def plan(
     from eo_batch.models.registry import load_segmenter
     from eo_batch.models.segmenter import explain_prompts, prompt_warnings
     from eo_batch.run.clusters import choose_cluster
-    from eo_batch.run.plan import make_inputs_of, make_plan
+    from eo_batch.run.cost.plan import make_inputs_of, make_plan
 
     spec = request.spec
     chosen = choose_cluster(spec.cluster, cluster, workers, base=request.folder)

@@ -11,8 +11,8 @@ from eo_batch.cli.report import print_json, print_table, say
 from eo_batch.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from eo_batch.run.events import Event
     from eo_batch.run.request import Request
+    from eo_batch.run.told.events import Event
 
 
 def price_by_pilot(
@@ -36,9 +36,9 @@ def price_by_pilot(
     EoBatchError : as `start_run`; or workers cannot see a temporary folder.
     """
     from eo_batch.run.clusters import choose_cluster
+    from eo_batch.run.cost.pilot import run_pilot
     from eo_batch.run.crew import crew_of
     from eo_batch.run.driver import RunSummary
-    from eo_batch.run.pilot import run_pilot
 
     chosen = choose_cluster(request.spec.cluster, cluster, workers, base=request.folder)
     if out is None and not crew_of(chosen).is_here:

@@ -84,8 +84,8 @@ def products(
         )
     from dataclasses import replace
 
-    from eo_batch.run.products import Cells, LayerRules, ZoneFile, make_products
-    from eo_batch.run.status import run_status
+    from eo_batch.run.layers.products import Cells, LayerRules, ZoneFile, make_products
+    from eo_batch.run.told.status import run_status
 
     run_status(run)  # says so where there is no run
     source = Cells(cells) if cells is not None else ZoneFile(zones, zone_id, layer) if zones is not None else None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from eo_batch.cli.report import plain, print_json, say
 
 if TYPE_CHECKING:
-    from eo_batch.run.events import Event
+    from eo_batch.run.told.events import Event
 
 LINE_EVERY_S = 10.0
 """Without a terminal: at most one progress line in so many seconds."""
@@ -124,7 +124,7 @@ class Progress:
 
     def _figures(self, event: Event) -> tuple[str, ...]:
         """Speed, how busy the device is, and the time left, as far as they are known."""
-        from eo_batch.run.pace import duration_text, pace_of, pace_texts
+        from eo_batch.run.told.pace import duration_text, pace_of, pace_texts
 
         now = time.monotonic()
         if now - self._last_pace < PACE_EVERY_S and event.done < event.total:

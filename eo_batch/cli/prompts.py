@@ -35,7 +35,7 @@ def register(app: typer.Typer) -> None:
 
 def _how_to_go_on(*, run: str, **others: Any) -> str:
     """After Ctrl-C: whether the extension has begun."""
-    from eo_batch.run.status import run_status
+    from eo_batch.run.told.status import run_status
 
     if not run_status(run).adding:
         return "nothing was added; the run is as it was"
@@ -60,7 +60,7 @@ def add_prompts(
     Computes the answers to the new prompts only, in the same folder, and publishes the map anew: it is then what one run with
     all prompts gives. No catalog is asked, no file of the finished prompts is changed. `eo-batch resume` goes on after a stop.
     """
-    from eo_batch.run import extend
+    from eo_batch.run.later import extend
 
     asked: dict[str, Any] = {
         "threshold": threshold or 0.5,

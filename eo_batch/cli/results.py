@@ -27,7 +27,7 @@ def status(run: RunFolder, json: Json = False) -> None:
 
     Chunks finished, failed and to do, and whether a driver is alive. Changes nothing; works while the run works.
     """
-    from eo_batch.run.status import run_status
+    from eo_batch.run.told.status import run_status
 
     found = run_status(run)
     if json:
@@ -49,7 +49,7 @@ def report(
     With --json the facts are printed, and no page is written.
     """
     from eo_batch.outputs.store import Store, file_at
-    from eo_batch.run.report import report_facts
+    from eo_batch.run.told.report import report_facts
     from eo_batch.view.report import report_html
 
     with Progress(as_json=False, quiet=quiet or json) as progress:
@@ -100,7 +100,7 @@ def export(
     One cloud-optimised GeoTIFF for each prompt and time, and one GeoPackage of all footprints: they open everywhere.
     """
     from eo_batch.outputs.export import export_run
-    from eo_batch.run.status import run_status
+    from eo_batch.run.told.status import run_status
 
     run_status(run)  # says so where there is no run
     with Progress(as_json=False, quiet=quiet or json) as progress:

@@ -13,8 +13,8 @@ from eo_batch.cli.report import Json, Quiet, command, epilog, has_begun, print_j
 from eo_batch.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from eo_batch.run.rethreshold import Change
-    from eo_batch.run.sweep import Sweep, SweepRow
+    from eo_batch.run.later.rethreshold import Change
+    from eo_batch.run.later.sweep import Sweep, SweepRow
 
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A finished run with output.scores = true.")]
 Prompts = Annotated[
@@ -90,7 +90,7 @@ def rethreshold(
                 raise ConfigError("config-invalid", f"--sweep and {name} exclude each other", fix="Leave one of them away.")
         return _print_sweeps(run, prompt or [], as_json=json, quiet=quiet)
     changes = _changes(prompt or [], threshold or [], min_area or [])
-    from eo_batch.run import rethreshold as again
+    from eo_batch.run.later import rethreshold as again
 
     with Progress(as_json=json, quiet=quiet) as progress:
         summary = again.rethreshold(run, changes, out, executor=cluster, workers=workers, listener=progress.tell)
@@ -99,7 +99,7 @@ def rethreshold(
 
 def _changes(prompts: list[str], thresholds: list[float], areas: list[float]) -> dict[str, Change]:
     """What changes for each prompt; numbers belong to prompts by their order."""
-    from eo_batch.run.rethreshold import Change
+    from eo_batch.run.later.rethreshold import Change
 
     if not prompts:
         fix = "Give --prompt TEXT --threshold SCORE; `--sweep` shows what thresholds would find."
@@ -120,7 +120,7 @@ def _one_each(name: str, given: list[float], prompts: list[str]) -> list[float |
 
 
 def _print_sweeps(run: str, prompts: list[str], *, as_json: bool, quiet: bool) -> int:
-    from eo_batch.run.sweep import sweep
+    from eo_batch.run.later.sweep import sweep
 
     with Progress(as_json=False, quiet=quiet or as_json) as progress:
         found = sweep(run, prompts, progress=lambda done, total: progress.count(done, total, "counting scores"))

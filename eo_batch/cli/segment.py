@@ -16,8 +16,8 @@ from eo_batch.cli.report import DropInner, Json, Quiet, check_on_disk, command, 
 if TYPE_CHECKING:
     from eo_batch.core.spec import ModelSpec
     from eo_batch.products.rules import Box, TaskRules
-    from eo_batch.run.events import Event
-    from eo_batch.run.image_answer import ImageAnswer
+    from eo_batch.run.images.answer import ImageAnswer
+    from eo_batch.run.told.events import Event
 
 ALL = "all"
 OVERLAY = "overlay.png"
@@ -111,8 +111,8 @@ def segment(
     _check_folder(folder, image)
     with Progress(as_json=False, quiet=quiet or json, unit="windows") as progress:
         progress.note("reading")
-        from eo_batch.run.image import segment_image
-        from eo_batch.run.image_files import write_image_files
+        from eo_batch.run.images.files import write_image_files
+        from eo_batch.run.images.segment import segment_image
 
         answer = segment_image(
             image,

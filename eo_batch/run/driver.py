@@ -20,12 +20,11 @@ from eo_batch.outputs.cube import create_cube
 from eo_batch.outputs.layers import BOXES, PRODUCTS
 from eo_batch.outputs.store import Store
 from eo_batch.run.clusters import choose_cluster
-from eo_batch.run.compare import put_plan
-from eo_batch.run.derived import kept_identity
-from eo_batch.run.events import Event, Listener, silent
+from eo_batch.run.cost.compare import put_plan
+from eo_batch.run.cost.plan import make_inputs_of, make_plan
 from eo_batch.run.features import check_keeps
 from eo_batch.run.generations import Generation, check_no_gap, generations, newest
-from eo_batch.run.journal import journal
+from eo_batch.run.later.derived import kept_identity
 from eo_batch.run.lease import Lease, acquire, check_free
 from eo_batch.run.ledger import receipt_keys
 from eo_batch.run.manifest import (
@@ -41,10 +40,11 @@ from eo_batch.run.manifest import (
 )
 from eo_batch.run.merge import merge_and_publish, read_marker
 from eo_batch.run.order import Index
-from eo_batch.run.plan import make_inputs_of, make_plan
 from eo_batch.run.request import Request
 from eo_batch.run.settled import settle
 from eo_batch.run.sitting import Sitting, sit
+from eo_batch.run.told.events import Event, Listener, silent
+from eo_batch.run.told.journal import journal
 from eo_batch.run.verify import forget_damaged_manifests, requeue_damaged
 from eo_batch.version import __version__
 

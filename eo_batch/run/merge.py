@@ -14,12 +14,12 @@ from eo_batch.outputs.footprints import merge_parts, part_path
 from eo_batch.outputs.stac import write_stac
 from eo_batch.outputs.store import Store
 from eo_batch.outputs.trace import part_bytes
-from eo_batch.run.earlier import earlier_of
-from eo_batch.run.events import Event, Listener
 from eo_batch.run.generations import Generation
+from eo_batch.run.later.earlier import earlier_of
 from eo_batch.run.lease import Lease
 from eo_batch.run.ledger import failures, get_receipt, receipt_keys, receipt_path
 from eo_batch.run.manifest import RunInputs, SegmenterIdentity, read_manifest
+from eo_batch.run.told.events import Event, Listener
 from eo_batch.version import __version__
 
 

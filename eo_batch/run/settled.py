@@ -21,12 +21,12 @@ from eo_batch.models.batch import choose_batch
 from eo_batch.models.inference import ProbeReport, probe_segmenter
 from eo_batch.models.registry import has_device, load_segmenter, with_device
 from eo_batch.models.segmenter import Segmenter, SegmenterInfo
+from eo_batch.run.cost.memory import SAFE_SHARE
+from eo_batch.run.cost.price import Price, measure_price
 from eo_batch.run.crew import Crew, crew_of
 from eo_batch.run.executors import make_executor
 from eo_batch.run.executors.worker import worker_threads
 from eo_batch.run.features import check_keeps
-from eo_batch.run.memory import SAFE_SHARE
-from eo_batch.run.price import Price, measure_price
 from eo_batch.run.request import Request
 
 ANSWER_S = 900.0

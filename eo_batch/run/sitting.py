@@ -19,7 +19,6 @@ from eo_batch.core.errors import AssetError, EoBatchError, IntegrityError, Resou
 from eo_batch.core.grid import chunk_index, chunk_key
 from eo_batch.core.hrefs import redact
 from eo_batch.core.records import ChunkFailure, ChunkReceipt
-from eo_batch.run.events import Event, Listener
 from eo_batch.run.executors import Executor, Group, Task, make_executor
 from eo_batch.run.generations import Generation
 from eo_batch.run.ledger import failures, put_failure, receipt_keys
@@ -27,8 +26,9 @@ from eo_batch.run.manifest import RunInputs, read_manifest
 from eo_batch.run.merge import read_marker
 from eo_batch.run.order import Index
 from eo_batch.run.shared_windows import groups_of
-from eo_batch.run.status import pixel_area_km2
 from eo_batch.run.task import execute, forget_contexts, prepare
+from eo_batch.run.told.events import Event, Listener
+from eo_batch.run.told.status import pixel_area_km2
 
 NO_DEVICE = ("no-gpu", "gpu-lost")
 """Codes of failures that are no chunk's: there is nothing left that could compute."""

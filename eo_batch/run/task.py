@@ -22,12 +22,12 @@ from eo_batch.outputs.cube import encode_shard, shard_path
 from eo_batch.outputs.footprints import part_path
 from eo_batch.outputs.trace import PART_SCHEMA, join_parts, part_bytes, trace_chunk
 from eo_batch.run.answers import Answered, Answers, fresh_answers
-from eo_batch.run.earlier import added_prompts, check_scene, earlier_of
 from eo_batch.run.generations import Generation, with_manifest
+from eo_batch.run.later.earlier import added_prompts, check_scene, earlier_of
+from eo_batch.run.later.stored import stored_answers
 from eo_batch.run.ledger import put_receipt
 from eo_batch.run.manifest import RunInputs, check_answers, read_inputs, read_manifest
 from eo_batch.run.stopwatch import Stopwatch
-from eo_batch.run.stored import stored_answers
 
 
 @dataclass(frozen=True, eq=False)

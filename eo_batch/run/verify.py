@@ -9,11 +9,11 @@ from typing import Any
 
 from eo_batch.core.digest import ListDigest, sha256
 from eo_batch.core.errors import ConfigError, EoBatchError, IntegrityError
-from eo_batch.run.events import Event, Listener, silent
 from eo_batch.run.generations import Generation, check_no_gap, generations, published
 from eo_batch.run.ledger import failures, get_receipt, receipt_keys, receipt_path
 from eo_batch.run.manifest import RunInputs, read_inputs, read_manifest, read_request
 from eo_batch.run.merge import read_marker
+from eo_batch.run.told.events import Event, Listener, silent
 
 
 @dataclass(frozen=True)

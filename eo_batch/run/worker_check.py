@@ -21,11 +21,11 @@ from eo_batch.core.records import BandAsset, Item
 from eo_batch.models.registry import has_device, load_segmenter
 from eo_batch.models.visible import visible_gpus
 from eo_batch.outputs.store import Store
+from eo_batch.run.cost.plan import halo_region
 from eo_batch.run.executors import make_executor
 from eo_batch.run.executors.pool import Say, silence
 from eo_batch.run.generations import newest
 from eo_batch.run.manifest import read_inputs
-from eo_batch.run.plan import halo_region
 from eo_batch.run.request import Request, request_from_json
 from eo_batch.sources.asset_errors import Retry
 from eo_batch.sources.items import resolve_items

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from eo_batch.products.rules import Box
-from eo_batch.run.image_answer import ImageAnswer
+from eo_batch.run.images.answer import ImageAnswer
 from eo_batch.view.marks import Mark, draw_marks, printable
 from eo_batch.view.preview import (
     GAP,

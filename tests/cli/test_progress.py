@@ -7,7 +7,7 @@ import json
 import pytest
 
 from eo_batch.cli.progress import Progress
-from eo_batch.run.events import Event
+from eo_batch.run.told.events import Event
 
 
 def test_json_events_are_one_object_per_line_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,7 +92,7 @@ def test_a_run_that_took_none_of_them_says_it_is_as_it_was(base: Path, monkeypat
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("eo_batch.run.extend.make_plan", interrupted)
+    monkeypatch.setattr("eo_batch.run.later.extend.make_plan", interrupted)
     status, _, err = invoke("add-prompts", base, "road")
     assert status == 130
     assert "nothing was added; the run is as it was" in err

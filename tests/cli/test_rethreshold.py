@@ -105,7 +105,7 @@ def test_a_run_that_has_not_begun_is_not_said_to_be_kept(run: Path, tmp_path: Pa
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("eo_batch.run.rethreshold.finished_run", interrupted)
+    monkeypatch.setattr("eo_batch.run.later.rethreshold.finished_run", interrupted)
     asked = ("rethreshold", run, "--prompt", "bright", "--threshold", 0.4)
     status, _, err = invoke(*asked, "--out", tmp_path / "new")
     assert (status, "nothing was made" in err) == (130, True)

@@ -236,6 +236,6 @@ def test_the_limit_in_the_help_is_the_limit_of_the_reader() -> None:
 
 
 def test_the_choices_are_the_tasks_of_an_answer() -> None:
-    from eo_batch.run.image_answer import TASKS
+    from eo_batch.run.images.answer import TASKS
 
     assert (*TASKS, segment.ALL) == segment._CHOICES

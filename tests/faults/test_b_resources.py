@@ -48,8 +48,10 @@ def test_b01_a_run_that_does_not_fit_is_refused_by_its_plan(toy: Path, table: st
 MANY = 100_000
 COUNT = """
 import json, resource, sys
-from eo_batch.run.driver import *
-from eo_batch.run import merge, sitting, status
+from eo_batch.run import merge, sitting
+from eo_batch.run.told.events import silent
+from eo_batch.run.generations import Generation
+from eo_batch.run.told import status
 from eo_batch.run.manifest import read_inputs
 store = Generation(sys.argv[1])
 inputs = read_inputs(store)

@@ -17,7 +17,7 @@ from toy import make_toy, toy_pipeline
 from eo_batch.core.errors import ConfigError
 from eo_batch.notebook import open_run
 from eo_batch.run.driver import resume_run, start_run
-from eo_batch.run.extend import add_prompts
+from eo_batch.run.later.extend import add_prompts
 from eo_batch.run.request import load_pipeline
 
 STEP = int(os.environ.get("EO_BATCH_FAULT_STEP", "97"))

@@ -22,7 +22,7 @@ from eo_batch.core.errors import EoBatchError
 from eo_batch.outputs.disk import Disk
 from eo_batch.run.driver import resume_run, start_run
 from eo_batch.run.request import load_pipeline
-from eo_batch.run.status import run_status
+from eo_batch.run.told.status import run_status
 from eo_batch.run.verify import verify_run
 
 STEP = int(os.environ.get("EO_BATCH_FAULT_STEP", "41"))

@@ -13,9 +13,9 @@ from toy import make_toy, toy_pipeline
 
 from eo_batch.core.errors import EoBatchError
 from eo_batch.run.driver import start_run
+from eo_batch.run.later.rethreshold import next_version, rethreshold
 from eo_batch.run.request import load_pipeline
-from eo_batch.run.rethreshold import next_version, rethreshold
-from eo_batch.run.status import run_status
+from eo_batch.run.told.status import run_status
 from eo_batch.run.verify import verify_run
 
 CHANGES = {"bright": 0.42}

@@ -8,7 +8,7 @@ import pytest
 from rundigest import file_digests, newest_digests
 
 from eo_batch.run.driver import start_run
-from eo_batch.run.extend import add_prompts
+from eo_batch.run.later.extend import add_prompts
 from eo_batch.run.request import load_pipeline
 
 pytestmark = pytest.mark.shared

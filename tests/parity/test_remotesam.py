@@ -17,8 +17,8 @@ from eo_batch.cli.main import app
 from eo_batch.core.errors import ResumeError
 from eo_batch.models.remotesam.text import TextEncoder
 from eo_batch.run.driver import resume_run, start_run
-from eo_batch.run.events import Event
 from eo_batch.run.request import load_pipeline
+from eo_batch.run.told.events import Event
 
 SIZE = 260
 CORNER = 140

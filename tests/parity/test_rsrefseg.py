@@ -18,9 +18,9 @@ from eo_batch.core.errors import ResumeError
 from eo_batch.models.rsrefseg import RSRefSeg
 from eo_batch.models.rsrefseg.segmenter import RSRefSegSegmenter
 from eo_batch.run.driver import resume_run, start_run
-from eo_batch.run.events import Event
-from eo_batch.run.extend import add_prompts
+from eo_batch.run.later.extend import add_prompts
 from eo_batch.run.request import load_pipeline
+from eo_batch.run.told.events import Event
 
 SIZE = 140
 PROMPTS = ("the lake on the left", "water")

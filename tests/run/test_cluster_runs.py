@@ -22,11 +22,11 @@ from toy import make_toy, toy_pipeline
 from eo_batch.core.errors import ResourceError
 from eo_batch.run import sitting
 from eo_batch.run.driver import resume_run, start_run
-from eo_batch.run.events import Event
 from eo_batch.run.executors import dispatch
-from eo_batch.run.extend import add_prompts
+from eo_batch.run.later.extend import add_prompts
+from eo_batch.run.later.rethreshold import rethreshold
 from eo_batch.run.request import load_pipeline
-from eo_batch.run.rethreshold import rethreshold
+from eo_batch.run.told.events import Event
 
 CHUNKS = 16
 

@@ -19,10 +19,10 @@ from eo_batch.models.probe import WindowMean
 from eo_batch.outputs.store import Store
 from eo_batch.run import answers, sitting
 from eo_batch.run.driver import resume_run, start_run
-from eo_batch.run.events import Event
 from eo_batch.run.lease import acquire
 from eo_batch.run.request import load_pipeline
-from eo_batch.run.status import run_status
+from eo_batch.run.told.events import Event
+from eo_batch.run.told.status import run_status
 from eo_batch.run.verify import verify_run
 
 

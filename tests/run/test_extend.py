@@ -25,15 +25,15 @@ from eo_batch.notebook import open_run
 from eo_batch.outputs.disk import Disk
 from eo_batch.outputs.export import export_run
 from eo_batch.outputs.store import Store
-from eo_batch.run import extend
 from eo_batch.run.driver import resume_run, start_run
-from eo_batch.run.events import Event
-from eo_batch.run.extend import add_prompts
+from eo_batch.run.later import extend
+from eo_batch.run.later.extend import add_prompts
+from eo_batch.run.layers.products import make_products
 from eo_batch.run.lease import acquire
 from eo_batch.run.manifest import read_request
-from eo_batch.run.products import make_products
 from eo_batch.run.request import Request, load_pipeline
-from eo_batch.run.status import run_status
+from eo_batch.run.told.events import Event
+from eo_batch.run.told.status import run_status
 from eo_batch.run.verify import verify_run
 from eo_batch.sources.open_files import close_files
 

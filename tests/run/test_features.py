@@ -30,11 +30,11 @@ from eo_batch.outputs.places import place_of
 from eo_batch.outputs.store import Store
 from eo_batch.run import features as module
 from eo_batch.run.driver import resume_run, start_run
-from eo_batch.run.events import Event
-from eo_batch.run.extend import add_prompts
 from eo_batch.run.features import FeatureCache, kept_features, open_features, read_window, window_key, write_window
+from eo_batch.run.later.extend import add_prompts
 from eo_batch.run.request import load_pipeline
-from eo_batch.run.status import run_status
+from eo_batch.run.told.events import Event
+from eo_batch.run.told.status import run_status
 from eo_batch.run.verify import verify_run
 
 PROMPTS = PromptSet((Prompt("water"), Prompt("building")))

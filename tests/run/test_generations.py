@@ -12,11 +12,11 @@ from toy import make_toy, toy_pipeline
 
 from eo_batch.core.errors import ConfigError, IntegrityError
 from eo_batch.run.driver import resume_run, start_run
-from eo_batch.run.events import Event
-from eo_batch.run.extend import add_prompts
-from eo_batch.run.products import make_products
+from eo_batch.run.later.extend import add_prompts
+from eo_batch.run.layers.products import make_products
 from eo_batch.run.request import load_pipeline
-from eo_batch.run.status import run_status
+from eo_batch.run.told.events import Event
+from eo_batch.run.told.status import run_status
 from eo_batch.run.verify import verify_run
 
 SIZE = 160

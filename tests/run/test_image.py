@@ -17,8 +17,8 @@ from eo_batch.core.prompts import PromptSet
 from eo_batch.core.spec import ModelSpec
 from eo_batch.models.segmenter import SegmenterInfo
 from eo_batch.products.rules import BoxRules, TaskRules
-from eo_batch.run.events import Event
-from eo_batch.run.image import decide_scores, image_grid, is_whole, prompt_set, segment_image, side_of
+from eo_batch.run.images.segment import decide_scores, image_grid, is_whole, prompt_set, segment_image, side_of
+from eo_batch.run.told.events import Event
 from eo_batch.sources.picture import RGB, Picture
 
 SIDE = 896

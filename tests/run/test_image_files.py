@@ -14,9 +14,9 @@ from PIL import Image
 from rasterio.transform import Affine, from_origin
 
 from eo_batch.products.rules import BoxRules, TaskRules
-from eo_batch.run.image import segment_image
-from eo_batch.run.image_answer import ImageAnswer
-from eo_batch.run.image_files import write_image_files
+from eo_batch.run.images.answer import ImageAnswer
+from eo_batch.run.images.files import write_image_files
+from eo_batch.run.images.segment import segment_image
 from eo_batch.sources.picture import RGB, Picture
 
 UTM = rasterio.crs.CRS.from_epsg(32631).to_wkt()

@@ -9,8 +9,8 @@ import pytest
 
 from eo_batch.core.errors import StoreError
 from eo_batch.outputs.store import Store
-from eo_batch.run.events import Event
-from eo_batch.run.journal import LINES, journal, newest_lines, read_journal
+from eo_batch.run.told.events import Event
+from eo_batch.run.told.journal import LINES, journal, newest_lines, read_journal
 
 
 def kinds(store: Store, epoch: int = 1) -> list[str]:

@@ -13,11 +13,11 @@ from toy import make_toy, toy_pipeline
 from eo_batch.core.errors import ResumeError
 from eo_batch.models.probe import WindowMean
 from eo_batch.run import answers, driver, settled, sitting
+from eo_batch.run.cost.plan import make_inputs_of
 from eo_batch.run.driver import resume_run, start_run
-from eo_batch.run.events import Event
-from eo_batch.run.plan import make_inputs_of
 from eo_batch.run.request import load_pipeline
-from eo_batch.run.status import run_status
+from eo_batch.run.told.events import Event
+from eo_batch.run.told.status import run_status
 
 SIZE = 260
 

@@ -11,9 +11,9 @@ from toy import make_toy, toy_pipeline
 from eo_batch.core.clusters import ClusterSpec
 from eo_batch.core.errors import ResourceError
 from eo_batch.models.registry import load_segmenter
+from eo_batch.run.cost.memory import PROCESS_BYTES, Memory
+from eo_batch.run.cost.plan import Plan, make_inputs_of, make_plan
 from eo_batch.run.crew import crew_of
-from eo_batch.run.memory import PROCESS_BYTES, Memory
-from eo_batch.run.plan import Plan, make_inputs_of, make_plan
 from eo_batch.run.request import load_pipeline
 
 GB = 10**9

@@ -25,9 +25,9 @@ from eo_batch.notebook import open_run
 from eo_batch.outputs import bucket
 from eo_batch.outputs.store import Store
 from eo_batch.run.driver import resume_run, start_run
+from eo_batch.run.later.rethreshold import rethreshold
 from eo_batch.run.lease import acquire, holder
 from eo_batch.run.request import load_pipeline
-from eo_batch.run.rethreshold import rethreshold
 
 SIZE = 200
 CHUNKS = 4

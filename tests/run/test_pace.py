@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from eo_batch.run.pace import at_once, busy_share, duration_text, pace_of
+from eo_batch.run.told.pace import at_once, busy_share, duration_text, pace_of
 
 START = datetime(2026, 5, 1, 12, tzinfo=UTC)
 

@@ -15,11 +15,11 @@ from rundigest import file_digests
 from toy import make_toy, toy_pipeline
 
 from eo_batch.outputs.store import Store
-from eo_batch.run.compare import compare, read_pilot, read_plan
-from eo_batch.run.estimate import Range, estimate
-from eo_batch.run.foretell import Terms, are_warm, foretell, kept_at_work
-from eo_batch.run.measured import ChunkWork, covered_s, measure, works
-from eo_batch.run.sample import choose_sample
+from eo_batch.run.cost.compare import compare, read_pilot, read_plan
+from eo_batch.run.cost.estimate import Range, estimate
+from eo_batch.run.cost.foretell import Terms, are_warm, foretell, kept_at_work
+from eo_batch.run.cost.measured import ChunkWork, covered_s, measure, works
+from eo_batch.run.cost.sample import choose_sample
 
 STEPS, ROWS, COLS = 3, 20, 30
 

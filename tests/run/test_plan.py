@@ -24,12 +24,12 @@ from eo_batch.models.probe import WindowMean
 from eo_batch.models.registry import load_segmenter
 from eo_batch.models.segmenter import Segmenter
 from eo_batch.outputs.store import Store
-from eo_batch.run import plan as plan_module
+from eo_batch.run.cost import plan as plan_module
+from eo_batch.run.cost.plan import Plan, halo_region, make_inputs_of, make_plan
+from eo_batch.run.cost.price import Price, measure_price
 from eo_batch.run.driver import start_run
 from eo_batch.run.features import kept_features
 from eo_batch.run.manifest import RunInputs
-from eo_batch.run.plan import Plan, halo_region, make_inputs_of, make_plan
-from eo_batch.run.price import Price, measure_price
 from eo_batch.run.request import Request, load_pipeline, request_from_json
 
 PERIOD = datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 2, 1, tzinfo=UTC)

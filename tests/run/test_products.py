@@ -26,8 +26,8 @@ from eo_batch.outputs.places import place_of
 from eo_batch.outputs.store import Store
 from eo_batch.products.tasks import multi_class, multi_label
 from eo_batch.run.driver import start_run
+from eo_batch.run.layers.products import Cells, LayerRules, ProductsSummary, ZoneFile, make_products
 from eo_batch.run.manifest import read_inputs
-from eo_batch.run.products import Cells, LayerRules, ProductsSummary, ZoneFile, make_products
 from eo_batch.run.request import load_pipeline
 from eo_batch.run.verify import verify_run
 
@@ -447,7 +447,7 @@ def test_zones_that_cannot_be_are_refused_before_anything_is_written(copy: Path,
 
 
 def test_too_many_rows_are_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eo_batch.run.zones.MAX_FIGURES", 50)
+    monkeypatch.setattr("eo_batch.run.layers.zones.MAX_FIGURES", 50)
     with pytest.raises(ConfigError, match=r"zones-invalid.*rows \(limit 50\)"):
         make_products(copy, zones=Cells(453.0))
 

@@ -16,13 +16,13 @@ from eo_batch.core.digest import canonical_json, digest
 from eo_batch.core.errors import ConfigError, EoBatchError, IntegrityError, ResumeError
 from eo_batch.core.prompts import Prompt, PromptSet
 from eo_batch.models import registry
-from eo_batch.run.derived import DERIVED
 from eo_batch.run.driver import resume_run, start_run
-from eo_batch.run.events import Event
-from eo_batch.run.extend import add_prompts
+from eo_batch.run.later.derived import DERIVED
+from eo_batch.run.later.extend import add_prompts
+from eo_batch.run.later.rethreshold import Change, changed_prompts, next_version, rethreshold
 from eo_batch.run.request import load_pipeline
-from eo_batch.run.rethreshold import Change, changed_prompts, next_version, rethreshold
-from eo_batch.run.status import run_status
+from eo_batch.run.told.events import Event
+from eo_batch.run.told.status import run_status
 from eo_batch.run.verify import verify_run
 
 SIZE = 260

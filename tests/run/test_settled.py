@@ -18,11 +18,11 @@ from eo_batch.models.inference import ProbeReport
 from eo_batch.models.probe import WindowMean
 from eo_batch.models.registry import load_segmenter
 from eo_batch.run import answers
+from eo_batch.run.cost.plan import make_inputs_of, plan_run
+from eo_batch.run.cost.price import Price
 from eo_batch.run.driver import resume_run, start_run
 from eo_batch.run.generations import Generation
 from eo_batch.run.manifest import SegmenterIdentity, read_manifest, read_request, write_inputs
-from eo_batch.run.plan import make_inputs_of, plan_run
-from eo_batch.run.price import Price
 from eo_batch.run.request import Request, load_pipeline
 from eo_batch.run.settled import Told, agree
 from eo_batch.run.task import execute, forget_contexts, prepare

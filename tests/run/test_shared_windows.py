@@ -16,16 +16,16 @@ from eo_batch.models.probe import WindowMean
 from eo_batch.outputs.store import Store
 from eo_batch.run import answers, shared_windows
 from eo_batch.run.answers import fresh_answers
-from eo_batch.run.coverage import coverage_of
+from eo_batch.run.cost.coverage import coverage_of
+from eo_batch.run.cost.memory import memory_of
+from eo_batch.run.cost.plan import make_inputs_of
 from eo_batch.run.crew import crew_of
 from eo_batch.run.driver import resume_run, start_run
-from eo_batch.run.extend import add_prompts
+from eo_batch.run.later.extend import add_prompts
+from eo_batch.run.later.rethreshold import rethreshold
 from eo_batch.run.manifest import RunInputs
-from eo_batch.run.memory import memory_of
 from eo_batch.run.order import groups
-from eo_batch.run.plan import make_inputs_of
 from eo_batch.run.request import load_pipeline
-from eo_batch.run.rethreshold import rethreshold
 from eo_batch.run.shared_windows import edge_budget, groups_of, share_windows
 from eo_batch.run.stopwatch import Stopwatch
 

@@ -11,11 +11,11 @@ from toy import make_toy, toy_pipeline
 from eo_batch.core.errors import AssetError
 from eo_batch.core.grid import chunk_index, chunk_key
 from eo_batch.run.driver import resume_run, start_run
-from eo_batch.run.events import Event, silent
 from eo_batch.run.generations import Generation
 from eo_batch.run.manifest import read_inputs
 from eo_batch.run.request import load_pipeline
 from eo_batch.run.sitting import Sitting
+from eo_batch.run.told.events import Event, silent
 
 RECEIPTS = 8_000
 

@@ -18,9 +18,9 @@ from toy import make_toy, toy_pipeline
 from eo_batch.core.clusters import BatchSpec, ClusterSpec
 from eo_batch.core.errors import ConfigError, ResourceError
 from eo_batch.run.driver import start_run
-from eo_batch.run.events import Event
 from eo_batch.run.executors import Executor, make_executor
 from eo_batch.run.request import Request, load_pipeline
+from eo_batch.run.told.events import Event
 from eo_batch.run.worker_check import check_workers
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())

@@ -12,12 +12,12 @@ from toy import make_toy, toy_pipeline
 from eo_batch.core.records import ChunkFailure
 from eo_batch.outputs.store import Store
 from eo_batch.run.driver import start_run
-from eo_batch.run.events import Event, silent
-from eo_batch.run.journal import journal
 from eo_batch.run.lease import acquire
 from eo_batch.run.ledger import put_failure
 from eo_batch.run.request import load_pipeline
-from eo_batch.run.status import run_status
+from eo_batch.run.told.events import Event, silent
+from eo_batch.run.told.journal import journal
+from eo_batch.run.told.status import run_status
 
 
 @pytest.fixture

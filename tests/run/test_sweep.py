@@ -15,9 +15,9 @@ from toy import make_toy, toy_pipeline
 from eo_batch.core.digest import canonical_json, digest
 from eo_batch.core.errors import ConfigError, IntegrityError
 from eo_batch.run.driver import start_run
+from eo_batch.run.later.rethreshold import rethreshold
+from eo_batch.run.later.sweep import sweep
 from eo_batch.run.request import load_pipeline
-from eo_batch.run.rethreshold import rethreshold
-from eo_batch.run.sweep import sweep
 
 
 @pytest.fixture(scope="module")

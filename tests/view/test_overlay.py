@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from eo_batch.products.rules import Box, BoxRules, TaskRules
-from eo_batch.run.image import segment_image
+from eo_batch.run.images.segment import segment_image
 from eo_batch.view.marks import png_bytes
 from eo_batch.view.overlay import brightened, overlay_of, render_overlay
 

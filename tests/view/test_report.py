@@ -18,8 +18,8 @@ from eo_batch.core.records import ChunkFailure
 from eo_batch.notebook import open_run
 from eo_batch.outputs.store import Store
 from eo_batch.run.driver import resume_run, start_run
-from eo_batch.run.report import report_facts
 from eo_batch.run.request import load_pipeline
+from eo_batch.run.told.report import report_facts
 from eo_batch.view.report import report_html
 from eo_batch.view.report.clock import clock_of
 

@@ -1,6 +1,6 @@
 """One page that tells a run to somebody who was not there: self-contained HTML, without scripts, for light and dark screens.
 
-What it tells is gathered in `run/report.py`; here it is drawn. The page loads nothing from elsewhere.
+What it tells is gathered in `run/told/report.py`; here it is drawn. The page loads nothing from elsewhere.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from html import escape
 
 from eo_batch.core.records import ChunkFailure
 from eo_batch.outputs.store import Store
-from eo_batch.run.compare import HEADER
-from eo_batch.run.memory import gb
-from eo_batch.run.pace import duration_text, worker_text
-from eo_batch.run.report import RunFacts
+from eo_batch.run.cost.compare import HEADER
+from eo_batch.run.cost.memory import gb
+from eo_batch.run.told.pace import duration_text, worker_text
+from eo_batch.run.told.report import RunFacts
 from eo_batch.view.report.maps import map_section
 from eo_batch.view.report.page import COLOURS, document, paragraph, safe, section, table
 from eo_batch.view.report.result import result_section

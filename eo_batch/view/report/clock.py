@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from eo_batch.run.pace import duration_text
+from eo_batch.run.told.pace import duration_text
 
 LEFT, RIGHT = 150.0, 1000.0
 """Where time begins and ends in a picture."""

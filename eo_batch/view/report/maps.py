@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from eo_batch.run.report import STATES, RunFacts
+from eo_batch.run.told.report import STATES, RunFacts
 from eo_batch.view.report.page import COLOURS, legend, safe, section
 
 DRAWN = 4000

@@ -10,7 +10,7 @@ from eo_batch.core.arrays import NOT_COMPUTED
 from eo_batch.core.errors import IntegrityError
 from eo_batch.outputs.cube import decode_shard, shard_path
 from eo_batch.outputs.store import Store
-from eo_batch.run.report import DONE, RunFacts
+from eo_batch.run.told.report import DONE, RunFacts
 from eo_batch.view.preview import colours_of, enlargement, found_share, has_gaps, paint_masks
 from eo_batch.view.report.maps import png_address
 from eo_batch.view.report.page import legend, paragraph, safe, section

@@ -5,8 +5,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
-from eo_batch.run.pace import worker_text
-from eo_batch.run.report import ChunkRow, RunFacts
+from eo_batch.run.told.pace import worker_text
+from eo_batch.run.told.report import ChunkRow, RunFacts
 from eo_batch.view.report.clock import LEFT, RIGHT, Clock, clock_of
 from eo_batch.view.report.page import STAGES, legend, paragraph, safe, section
 

@@ -28,7 +28,7 @@ from eo_batch.models.remotesam.text import TextEncoder
 from eo_batch.models.remotesam.trunk import Trunk
 from eo_batch.models.segmenter import Segmenter, explain_prompts, prompt_warnings
 from eo_batch.models.weights import find_weights, read_weights
-from eo_batch.run.image import load as load_for_image
+from eo_batch.run.images.segment import load as load_for_image
 
 PROMPTS = prompts_of("bright field", "the ship on the left", "water")
 

@@ -36,10 +36,10 @@ from eo_batch.products.rectangles import smallest_rectangles
 from eo_batch.products.rules import Box
 from eo_batch.products.suppress import drop_contained, suppress
 from eo_batch.run.generations import check_published, published
+from eo_batch.run.layers.zone_rows import LayerRules, Tally, zone_rows
+from eo_batch.run.layers.zones import Cells, ZoneFile, load_zones, presence_of, sum_zones
 from eo_batch.run.manifest import RunInputs, read_inputs
 from eo_batch.run.merge import read_marker
-from eo_batch.run.zone_rows import LayerRules, Tally, zone_rows
-from eo_batch.run.zones import Cells, ZoneFile, load_zones, presence_of, sum_zones
 
 __all__ = ["Cells", "LayerRules", "ProductsSummary", "ZoneFile", "make_products"]
 

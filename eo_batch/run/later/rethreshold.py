@@ -20,13 +20,13 @@ from eo_batch.core.prompts import Prompt, PromptSet, as_written, normalise_text
 from eo_batch.outputs.places import place_of
 from eo_batch.outputs.store import Store
 from eo_batch.run.clusters import choose_cluster
-from eo_batch.run.derived import DERIVED, with_prompts, write_derived
 from eo_batch.run.driver import RunSummary, conduct
-from eo_batch.run.events import Event, Listener, silent
 from eo_batch.run.generations import Generation, check_published, published
+from eo_batch.run.later.derived import DERIVED, with_prompts, write_derived
 from eo_batch.run.lease import acquire, check_free
 from eo_batch.run.manifest import check_rules, identity_of, read_inputs, read_manifest, read_request, write_inputs
 from eo_batch.run.merge import read_marker
+from eo_batch.run.told.events import Event, Listener, silent
 from eo_batch.version import __version__
 
 

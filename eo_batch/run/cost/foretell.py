@@ -22,9 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eo_batch.run.estimate import Figures, Range, estimate
-from eo_batch.run.measured import ChunkWork
-from eo_batch.run.sample import Sample
+from eo_batch.run.cost.estimate import Figures, Range, estimate
+from eo_batch.run.cost.measured import ChunkWork
+from eo_batch.run.cost.sample import Sample
 
 MERGE_CHUNK_S = 0.004
 """Assumed seconds of merge and publish for each chunk."""

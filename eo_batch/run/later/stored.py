@@ -23,7 +23,7 @@ from eo_batch.outputs.contributed import contributed_path, read_contributed
 from eo_batch.outputs.cube import SCORE, decode_shard, shard_path
 from eo_batch.outputs.store import Store
 from eo_batch.run.answers import Answered
-from eo_batch.run.derived import open_base, read_derived
+from eo_batch.run.later.derived import open_base, read_derived
 from eo_batch.run.ledger import get_receipt
 from eo_batch.run.manifest import RunInputs
 from eo_batch.run.stopwatch import Stopwatch

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eo_batch.run.sample import Sample
+from eo_batch.run.cost.sample import Sample
 
 DRAWS = 2000
 """Times that the pilot is drawn anew."""

@@ -18,7 +18,7 @@ from typing import Any
 from eo_batch.core.errors import EoBatchError
 from eo_batch.core.hrefs import redact
 from eo_batch.outputs.store import Store
-from eo_batch.run.events import Event, Listener
+from eo_batch.run.told.events import Event, Listener
 from eo_batch.version import __version__
 
 FOLDER = "events"

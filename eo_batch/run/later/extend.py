@@ -21,9 +21,9 @@ from eo_batch.models.registry import load_segmenter
 from eo_batch.models.segmenter import prompt_warnings
 from eo_batch.outputs.cube import forget_shards
 from eo_batch.run.clusters import choose_cluster
-from eo_batch.run.compare import put_plan
+from eo_batch.run.cost.compare import put_plan
+from eo_batch.run.cost.plan import Plan, make_plan
 from eo_batch.run.driver import RunSummary, conduct, identity_from
-from eo_batch.run.events import Event, Listener, silent
 from eo_batch.run.generations import Generation, check_no_gap, newest
 from eo_batch.run.lease import acquire, check_free
 from eo_batch.run.manifest import (
@@ -37,8 +37,8 @@ from eo_batch.run.manifest import (
     write_inputs,
 )
 from eo_batch.run.merge import read_marker
-from eo_batch.run.plan import Plan, make_plan
 from eo_batch.run.request import Request
+from eo_batch.run.told.events import Event, Listener, silent
 from eo_batch.version import __version__
 
 

@@ -22,16 +22,16 @@ from eo_batch.core.errors import IntegrityError
 from eo_batch.core.grid import Grid
 from eo_batch.core.records import ChunkReceipt
 from eo_batch.outputs.store import Store
-from eo_batch.run.compare import Compared, compare
+from eo_batch.run.cost.compare import Compared, compare
+from eo_batch.run.cost.measured import ChunkWork, work_of
 from eo_batch.run.generations import Generation, newest
-from eo_batch.run.journal import Line, epochs, moment, read_journal
 from eo_batch.run.ledger import get_receipt, receipt_keys
 from eo_batch.run.manifest import read_manifest, read_request
-from eo_batch.run.measured import ChunkWork, work_of
-from eo_batch.run.pace import number
 from eo_batch.run.request import Request
-from eo_batch.run.seam_check import SeamFigures, check_seams
-from eo_batch.run.status import Status, pixel_km2, status_of
+from eo_batch.run.told.journal import Line, epochs, moment, read_journal
+from eo_batch.run.told.pace import number
+from eo_batch.run.told.seam_check import SeamFigures, check_seams
+from eo_batch.run.told.status import Status, pixel_km2, status_of
 from eo_batch.version import __version__
 
 MISSING, DONE, EMPTY, FAILED = 0, 1, 2, 3

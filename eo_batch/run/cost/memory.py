@@ -11,7 +11,7 @@ from eo_batch.core.clusters import ClusterSpec
 from eo_batch.core.errors import ResourceError
 from eo_batch.models.inference import inference_bytes
 from eo_batch.models.segmenter import Segmenter
-from eo_batch.run.coverage import Coverage
+from eo_batch.run.cost.coverage import Coverage
 from eo_batch.run.crew import Crew
 from eo_batch.run.manifest import RunInputs
 from eo_batch.run.shared_windows import edge_budget

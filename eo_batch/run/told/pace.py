@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from eo_batch.run.journal import Line, moment
+from eo_batch.run.told.journal import Line, moment
 
 RECENT_S = 300.0
 """Figures are those of so many seconds."""

@@ -13,9 +13,9 @@ from typing import Any
 
 from eo_batch.core.digest import canonical_json
 from eo_batch.outputs.store import Store
-from eo_batch.run.measured import ChunkWork, measure, works
-from eo_batch.run.memory import gb
-from eo_batch.run.plan import Plan, duration
+from eo_batch.run.cost.measured import ChunkWork, measure, works
+from eo_batch.run.cost.memory import gb
+from eo_batch.run.cost.plan import Plan, duration
 
 PLAN = "plan.json"
 """The plan that a run began with."""

@@ -26,9 +26,9 @@ from eo_batch.models.registry import load_segmenter, with_threads
 from eo_batch.models.segmenter import Segmenter, SegmenterInfo, explain_prompts, prompt_warnings
 from eo_batch.products.rules import TaskRules
 from eo_batch.products.tasks import semantic
-from eo_batch.run.events import Event, Listener, silent
-from eo_batch.run.image_answer import ImageAnswer
-from eo_batch.run.image_contours import ContourSegmenter, as_rgb, check_contour, open_contours
+from eo_batch.run.images.answer import ImageAnswer
+from eo_batch.run.images.contours import ContourSegmenter, as_rgb, check_contour, open_contours
+from eo_batch.run.told.events import Event, Listener, silent
 from eo_batch.sources.picture import MAX_PIXELS, RGB, Picture, picture_of, read_picture
 
 Fit = Literal["auto", "whole", "windows"]

@@ -16,7 +16,7 @@ from PIL import Image
 from eo_batch.core.arrays import NO, NO_OBSERVATION, YES
 from eo_batch.outputs.store import Store
 from eo_batch.products.rules import Box
-from eo_batch.run.image_answer import TASKS, ImageAnswer
+from eo_batch.run.images.answer import TASKS, ImageAnswer
 
 ANSWER = "answer.json"
 BOXES_PARQUET, BOXES_GEOJSON = "boxes.parquet", "boxes.geojson"

@@ -18,9 +18,9 @@ from eo_batch.core.arrays import SCORE_STEPS, least_step
 from eo_batch.core.prompts import Prompt
 from eo_batch.core.records import TimeStep
 from eo_batch.outputs.areas import PixelAreas
+from eo_batch.run.later.rethreshold import find_prompt, finished_run
+from eo_batch.run.later.stored import StoredScores
 from eo_batch.run.manifest import read_inputs
-from eo_batch.run.rethreshold import find_prompt, finished_run
-from eo_batch.run.stored import StoredScores
 
 SWEPT = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Thresholds of a sweep; the one that the run has is added."""

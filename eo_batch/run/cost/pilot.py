@@ -16,19 +16,19 @@ from eo_batch.core.digest import canonical_json
 from eo_batch.core.grid import chunk_key
 from eo_batch.core.records import ChunkReceipt
 from eo_batch.outputs.store import Store
-from eo_batch.run.compare import PILOT, figure, read_plan
-from eo_batch.run.coverage import loads_of
+from eo_batch.run.cost.compare import PILOT, figure, read_plan
+from eo_batch.run.cost.coverage import loads_of
+from eo_batch.run.cost.estimate import INSIDE, Range
+from eo_batch.run.cost.foretell import Terms, are_warm, foretell, kept_at_work
+from eo_batch.run.cost.measured import ChunkWork, work_of
+from eo_batch.run.cost.sample import Sample, choose_sample
 from eo_batch.run.driver import RunSummary, start_run
-from eo_batch.run.estimate import INSIDE, Range
-from eo_batch.run.events import Event, Listener, silent
-from eo_batch.run.foretell import Terms, are_warm, foretell, kept_at_work
 from eo_batch.run.generations import Generation
 from eo_batch.run.ledger import get_receipt, receipt_path
 from eo_batch.run.manifest import RunInputs, read_inputs
-from eo_batch.run.measured import ChunkWork, work_of
 from eo_batch.run.order import Index
 from eo_batch.run.request import Request
-from eo_batch.run.sample import Sample, choose_sample
+from eo_batch.run.told.events import Event, Listener, silent
 
 
 @dataclass(frozen=True)

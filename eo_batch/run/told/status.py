@@ -16,11 +16,11 @@ from eo_batch.core.grid import Grid
 from eo_batch.core.records import ChunkFailure
 from eo_batch.run.features import FOLDER, kept_features
 from eo_batch.run.generations import Generation, is_published, newest
-from eo_batch.run.journal import Line, epochs, moment, newest_lines
 from eo_batch.run.lease import holder
 from eo_batch.run.ledger import failures, receipt_keys
 from eo_batch.run.manifest import RunInputs, read_manifest, read_request
-from eo_batch.run.pace import Pace, duration_text, number, pace_of, pace_texts, worker_text
+from eo_batch.run.told.journal import Line, epochs, moment, newest_lines
+from eo_batch.run.told.pace import Pace, duration_text, number, pace_of, pace_texts, worker_text
 
 NEWEST_SEGMENTS = 4
 """Segments of the journal that are read for the pace: a run of a million chunks has thousands."""

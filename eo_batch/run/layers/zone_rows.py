@@ -18,8 +18,8 @@ from eo_batch.outputs.times import microseconds
 from eo_batch.products.caption import caption
 from eo_batch.products.rules import Box, TaskRules
 from eo_batch.products.zones import ZoneSums
+from eo_batch.run.layers.zones import Presence, ZoneLayer
 from eo_batch.run.manifest import RunInputs
-from eo_batch.run.zones import Presence, ZoneLayer
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,16 @@ from eo_batch.core.region import Region, RegionOnGrid
 from eo_batch.models.segmenter import Segmenter
 from eo_batch.outputs.store import Store
 from eo_batch.run.clusters import choose_cluster
-from eo_batch.run.coverage import coverage_of
+from eo_batch.run.cost.coverage import coverage_of
+from eo_batch.run.cost.memory import SAFE_SHARE, Memory, gb, memory_of
+from eo_batch.run.cost.price import Price, kept_of, measure_price
 from eo_batch.run.crew import crew_of
-from eo_batch.run.events import Event, Listener, silent
 from eo_batch.run.features import FOLDER, check_keeps
 from eo_batch.run.manifest import RANK_PROPERTY, RunInputs, make_inputs
-from eo_batch.run.memory import SAFE_SHARE, Memory, gb, memory_of
-from eo_batch.run.price import Price, kept_of, measure_price
 from eo_batch.run.request import Request
 from eo_batch.run.settled import settle
-from eo_batch.run.status import pixel_area_km2
+from eo_batch.run.told.events import Event, Listener, silent
+from eo_batch.run.told.status import pixel_area_km2
 from eo_batch.sources.search import search_items
 from eo_batch.sources.stack import open_source
 

@@ -1,0 +1,1 @@
+"""One image from end to end: asked, cut, answered, kept."""

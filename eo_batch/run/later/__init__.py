@@ -1,0 +1,1 @@
+"""What is made of a run later: more prompts, other thresholds."""
