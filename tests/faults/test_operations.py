@@ -110,7 +110,7 @@ def suffer(work: Callable[[], None], *, kind: str, at: int) -> int:
     if kind in ("kill", "torn"):
         assert os.WIFSIGNALED(status)
     elif kind == "full":
-        assert os.waitstatus_to_exitcode(status) == 7
+        assert os.waitstatus_to_exitcode(status) in (0, 7)  # after the marker there are only notes beside the run
     elif kind == "eio":
         assert os.waitstatus_to_exitcode(status) in (0, 7)  # an error while a lease beats or a failure is noted is survived
     else:
