@@ -28,7 +28,7 @@ SHARE = 0.1
 @pytest.mark.parametrize(
     ("size", "chunks", "workers", "life_s", "drivers"),
     [
-        pytest.param(300, 25, 2, 6.0, 1, id="short"),
+        pytest.param(300, 25, 2, 6.0, 1, id="short", marks=pytest.mark.slow),
         pytest.param(950, 196, 4, 5.0, 3, id="long", marks=pytest.mark.slow),
     ],
 )
