@@ -7,12 +7,16 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from servers.s3 import S3Server, s3_server
+from servers.s3 import KEY, SECRET, S3Server, s3_server
 
 from eo_batch.core.errors import ConfigError, PolicyError, StoreError
 from eo_batch.outputs import bucket
@@ -24,6 +28,29 @@ from eo_batch.outputs.store import Store
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """An empty store."""
     return Store(tmp_path / "run" if request.param == "disk" else request.getfixturevalue("prefix"))
+
+
+@contextmanager
+def answering(status: int, body: bytes) -> Iterator[str]:
+    """Address of a server on loopback that answers everything alike."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: object) -> None:
+            """Nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.fixture
@@ -61,13 +88,14 @@ def test_create_never_replaces(store: Store) -> None:
     assert store.create("a", b"third")
 
 
-def test_exactly_one_of_many_creators_wins(store: Store) -> None:
+@pytest.mark.parametrize("content", ["{}", "the same"])
+def test_exactly_one_of_many_creators_wins(store: Store, content: str) -> None:
     wins: list[int] = []
     start = threading.Barrier(8)
 
     def compete(number: int) -> None:
         start.wait()
-        if store.create("lease", b"the same content"):
+        if store.create("lease", content.format(number).encode() * 100_000):
             wins.append(number)
 
     threads = [threading.Thread(target=compete, args=(number,)) for number in range(8)]
@@ -75,7 +103,8 @@ def test_exactly_one_of_many_creators_wins(store: Store) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(wins) == 1
+    (winner,) = wins
+    assert store.get("lease") == content.format(winner).encode() * 100_000
 
 
 def test_lists_are_sorted_by_their_whole_text(store: Store) -> None:
@@ -238,6 +267,74 @@ def test_a_store_that_is_gone_is_said_to_be(monkeypatch: pytest.MonkeyPatch, imp
         ):
             with pytest.raises(StoreError, match="store-unreachable: s3://maps/run/"):
                 ask()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "said"),
+    [
+        (400, "ExpiredToken", "store-denied: .*HTTP 400, ExpiredToken. Check the credentials"),
+        (403, "RequestTimeTooSkewed", "store-denied: .*RequestTimeTooSkewed. Set the clock"),
+        (301, "PermanentRedirect", "store-unreachable: .*: it is in another region. Check"),
+        (503, "SlowDown", "store-unreachable: .*HTTP 503, SlowDown"),
+    ],
+)
+def test_what_a_store_answers_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, impatient: None, status: int, code: str, said: str
+) -> None:
+    with answering(status, f"<Error><Code>{code}</Code><Message>canarysecret</Message></Error>".encode()) as endpoint:
+        for name, value in {"ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s", "ENDPOINT_URL": endpoint}.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        with pytest.raises(StoreError, match=said) as caught:
+            Store("s3://maps/run").get("a")
+    assert "canary" not in str(caught.value)
+
+
+def test_a_store_that_is_gone_is_asked_again_until_time_is_over(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    patience = {**bucket._RETRIES, "retry_timeout": bucket.timedelta(seconds=8)}
+    monkeypatch.setattr(bucket, "_RETRIES", patience)
+    bucket._connect.cache_clear()
+    with s3_server() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        store = Store("s3://maps/run")
+        store.put("a", b"x")
+        server.stop()
+        began = time.monotonic()
+        with pytest.raises(StoreError, match="store-unreachable"):
+            store.get("a")
+        assert time.monotonic() - began > 3  # of 8: the last pause would end too late
+    bucket._connect.cache_clear()
+
+
+def test_folders_that_a_console_made_are_no_files(s3: S3Server, prefix: str) -> None:
+    import boto3
+
+    known = {"aws_access_key_id": KEY, "aws_secret_access_key": SECRET, "region_name": "eu-central-1"}
+    client = boto3.client("s3", endpoint_url=s3.endpoint, **known)
+    inside = prefix.removeprefix("s3://maps/")
+    for key in (f"{inside}/", f"{inside}/receipts/"):
+        client.put_object(Bucket="maps", Key=key, Body=b"")
+    store = Store(prefix)
+    store.put("receipts/a.json", b"{}")
+    assert list(store.list("receipts")) == ["receipts/a.json"]
+    assert inside not in list(store.list())
+
+
+@pytest.mark.parametrize("name", ["writer", "filling"])
+def test_an_error_of_the_operating_system_in_a_block_is_not_that_of_the_store(prefix: str, name: str) -> None:
+    def fail(error: OSError) -> None:
+        with getattr(Store(prefix), name)("x.tif"):
+            raise error
+
+    with pytest.raises(FileNotFoundError, match="an asset"):
+        fail(FileNotFoundError("an asset"))
+    with pytest.raises(StoreError, match=r"disk-full: x.tif.*No space left.*TMPDIR"):
+        fail(OSError(28, "No space left on device"))
+
+
+def test_a_pipe_where_a_file_should_be_is_no_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "events")
+    assert Store(tmp_path).get("events") == b""
 
 
 def test_a_large_file_waits_where_there_is_room(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:

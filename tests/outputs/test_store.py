@@ -7,7 +7,6 @@ import hashlib
 import os
 import subprocess
 import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,24 +60,6 @@ def test_create_never_replaces_a_file(store: Store) -> None:
     assert not store.create("a", b"second")
     assert store.get("a") == b"first"
     assert leftovers(Path(store.where)) == []
-
-
-def test_exactly_one_of_many_creators_wins(store: Store) -> None:
-    wins: list[int] = []
-    start = threading.Barrier(8)
-
-    def compete(number: int) -> None:
-        start.wait()
-        if store.create("lease", str(number).encode() * 100_000):
-            wins.append(number)
-
-    threads = [threading.Thread(target=compete, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(wins) == 1
-    assert store.get("lease") == str(wins[0]).encode() * 100_000
 
 
 def test_missing_files_raise_file_not_found(store: Store) -> None:
