@@ -12,8 +12,8 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from hashlib import blake2b
 from types import TracebackType
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,12 +43,12 @@ class _Edge:
     Parameters
     ----------
     left : chunks (iy, ix) that have not had their turn; the answer holds what each of them needs.
-    seen : checksum of what the segmenter was shown: pixels at one place differ only where files come and go during a run.
+    seen : digest of what the segmenter was shown: pixels at one place differ only where files come and go during a run.
     users : visits that wait for it or read it: it is not let go before they have.
     is_gone : it will not come, or was let go.
     """
 
-    seen: int
+    seen: bytes
     left: set[_ChunkIndex]
     answer: Answer | None = None
     users: int = 0
@@ -80,21 +80,21 @@ class SharedWindows:
         index = (chunk.iy, chunk.ix)
         others = set(self.grid.chunks_touching(window)) - {index}
         if not others or not self.budget:
-            return Claim(self, place, window)
-        seen = crc32(np.ascontiguousarray(image).data)
+            return Claim(self, chunk, window)
+        seen = blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
         with self._changed:
             edge = self._edges.get(place)
             if edge is None:
                 left = {other for other in others if not self._is_finished(chunk.t, other)}
                 if not left:
-                    return Claim(self, place, window)
+                    return Claim(self, chunk, window)
                 edge = self._edges[place] = _Edge(seen, left)
-                return Claim(self, place, window, edge)
+                return Claim(self, chunk, window, edge)
             if edge.seen != seen or index not in edge.left:  # other pixels; or its part is not kept: it had its turn before
-                return Claim(self, place, window)
+                return Claim(self, chunk, window)
             edge.users += 1
             self._edges.move_to_end(place)
-            return Claim(self, place, window, edge, is_mine=False)
+            return Claim(self, chunk, window, edge, is_mine=False)
 
     def _publish(self, place: _Place, edge: _Edge, window: Window, logits: NDArray[np.float32]) -> None:
         with self._changed:
@@ -139,10 +139,10 @@ class SharedWindows:
             del self._edges[place]
         self._changed.notify_all()
 
-    def _wait(self, edge: _Edge) -> Answer | None:
+    def _wait(self, edge: _Edge, index: _ChunkIndex) -> Answer | None:
         with self._changed:
             self._changed.wait_for(lambda: edge.answer is not None or edge.is_gone)
-            return edge.answer
+            return edge.answer if index in edge.left else None  # another visit of the chunk may have ended: its part is not kept
 
     def _release(self, place: _Place, edge: _Edge, *, is_mine: bool) -> None:
         with self._changed:
@@ -179,14 +179,16 @@ class Claim:
 
     Parameters
     ----------
+    chunk : whose claim it is.
     edge : what it shares; None: it computes for itself alone.
     """
 
     def __init__(
-        self, shared: SharedWindows, place: _Place, window: Window, edge: _Edge | None = None, *, is_mine: bool = True
+        self, shared: SharedWindows, chunk: Chunk, window: Window, edge: _Edge | None = None, *, is_mine: bool = True
     ) -> None:
         self.window, self.is_mine = window, is_mine
-        self._shared, self._place, self._edge = shared, place, edge
+        self._shared, self._edge = shared, edge
+        self._place, self._index = (chunk.t, window.row, window.col), (chunk.iy, chunk.ix)
 
     def publish(self, logits: NDArray[np.float32]) -> None:
         """Keep what others want of the answer, float32 (prompt, y, x) over the window, and let those go on who wait for it."""
@@ -197,7 +199,7 @@ class Claim:
         """The answer of another; None where it failed, or where there was no room for it. Only without claims of one's own."""
         assert self._edge is not None
         assert not self.is_mine
-        return self._shared._wait(self._edge)
+        return self._shared._wait(self._edge, self._index)
 
     def release(self) -> None:
         """Done with it, whatever came of it."""

@@ -5,11 +5,16 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count
+from zlib import crc32
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from eo_batch.core.errors import ModelError
 from eo_batch.core.grid import Chunk, Grid, Span
@@ -183,6 +188,35 @@ def test_an_answer_is_taken_only_where_the_window_holds_the_same_pixels(pixels):
     assert score(pixels, WindowMean(("green", "nir")), second, grid, shared).tobytes() == alone.tobytes()
 
 
+def test_pixels_that_differ_are_told_apart_whatever_their_crc(pixels):
+    grid = grid_of(130)
+    first, second = grid.chunk(0, 0, 0), grid.chunk(0, 0, 1)
+    window = next(window for window in grid.windows(first) if grid.chunks_touching(window) == [(0, 0), (0, 1)])
+    image = np.ascontiguousarray(pixels[:, :48, :48])
+    other = image.copy()
+    polynomial = np.array([0x41, 0x06, 0x71, 0xDB, 0x01], np.uint8)
+    other.view(np.uint8).reshape(-1)[1000:1005] ^= polynomial
+    assert crc32(image) == crc32(other)
+    shared = SharedWindows(grid, budget=PLENTY)
+    with shared.visit(first) as visit, shared.visit(second) as beside:
+        assert visit.claim(window, image).is_mine
+        assert beside.claim(window, other).is_mine
+
+
+def test_a_chunk_in_two_visits_at_once_takes_no_part_that_was_kept_for_others(pixels):
+    grid = grid_of(40)
+    first, twice = grid.chunk(0, 0, 0), grid.chunk(0, 0, 1)
+    corner = next(window for window in grid.windows(first) if len(grid.chunks_touching(window)) == 4)
+    image = pixels[:, :48, :48]
+    shared = SharedWindows(grid, budget=PLENTY)
+    with shared.visit(first) as visit, shared.visit(twice) as again:
+        mine, theirs = visit.claim(corner, image), again.claim(corner, image)
+        with shared.visit(twice):
+            pass  # its other visit ends first
+        mine.publish(np.zeros((1, 48, 48), np.float32))
+        assert theirs.wait() is None
+
+
 def test_a_chunk_that_comes_a_second_time_gives_the_same_bits(pixels):
     grid = grid_of(70)
     _, shared = score_all(pixels, grid)
@@ -226,3 +260,69 @@ def test_chunks_that_a_window_touches_are_those_whose_windows_it_is_among():
                 touched.setdefault((window.row, window.col), []).append((chunk.iy, chunk.ix))
         windows = {(window.row, window.col): window for chunk in grid.chunks(0) for window in grid.windows(chunk)}
         assert {place: grid.chunks_touching(window) for place, window in windows.items()} == touched
+
+
+@dataclass(frozen=True)
+class Fickle(WindowMean):
+    """Fails at some of its calls, with errors of all kinds."""
+
+    calls: Iterator[int] = field(default_factory=count)
+    fails_at: frozenset = frozenset()
+
+    def encode_images(self, images):
+        number = next(self.calls)
+        if number in self.fails_at:
+            raise (MemoryError, KeyboardInterrupt, SystemExit, ValueError)[number % 4]
+        return super().encode_images(images)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    window=st.sampled_from([(16, 12), (16, 8), (24, 6), (12, 12)]),
+    chunk_px=st.integers(5, 60),
+    start=st.tuples(st.integers(-40, 40), st.integers(-40, 40)),
+    size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    batch=st.integers(1, 6),
+    budget=st.sampled_from([0, 3_000, 40_000, PLENTY]),
+    threads=st.integers(1, 5),
+    is_pixelwise=st.booleans(),
+    fails_at=st.frozensets(st.integers(0, 40), max_size=6),
+    random=st.randoms(use_true_random=False),
+)
+def test_whatever_comes_and_goes_a_chunk_gets_the_bits_that_it_computes_alone(
+    window, chunk_px, start, size, batch, budget, threads, is_pixelwise, fails_at, random
+):
+    rows, cols = (Span(first, first + length) for first, length in zip(start, size, strict=True))
+    grid = Grid("EPSG:32631", 10.0, rows, cols, chunk_px, *window)
+    random_pixels = np.random.default_rng(random.randrange(1000))
+    scenes = random_pixels.random((2, 2, 400, 400), dtype=np.float32)  # a file may be there for one chunk and not for another
+    valid = random_pixels.random((2, 400, 400)) > random.choice([0.0, 0.3, 0.9])
+    steady = WindowMean(("green", "nir"))
+    object.__setattr__(steady, "info", replace(steady.info, pixelwise=is_pixelwise))
+    fickle = Fickle(("green", "nir"), fails_at=fails_at)
+    object.__setattr__(fickle, "info", steady.info)
+    shared, features = SharedWindows(grid, budget=budget), steady.encode_prompts(PROMPTS)
+    chunks = list(grid.chunks(0))[:60]
+    turns = [(chunk, int(random.random() < 0.2)) for chunk in chunks + random.sample(chunks, len(chunks) // 3)]
+    random.shuffle(turns)  # some chunks twice, maybe at once
+
+    def answer(turn, segmenter, visit=None):
+        chunk, scene = turn
+        cut = tuple(slice(span.start + 150, span.stop + 150) for span in (chunk.padded_rows, chunk.padded_cols))
+        inputs = {"pixels": scenes[(scene, slice(None), *cut)], "valid": valid[(scene, *cut)]}
+        where = {"grid": grid, "chunk": chunk, "inside": np.ones(chunk.shape, bool)}
+        return score_chunk(segmenter, features, **inputs, **where, prompts=len(PROMPTS), batch=batch, visit=visit).tobytes()
+
+    def take_turn(turn):
+        while True:
+            try:
+                with shared.visit(turn[0]) as visit:
+                    return answer(turn, fickle, visit)
+            except BaseException:  # and again: each call fails once
+                assert fails_at
+
+    with ThreadPoolExecutor(threads) as pool:
+        found = list(pool.map(take_turn, turns))
+    assert found == [answer(turn, steady) for turn in turns]
+    assert shared.most_held <= budget
+    assert not any(edge.users or edge.answer is None for edge in shared._edges.values())
