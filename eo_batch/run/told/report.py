@@ -32,7 +32,6 @@ from eo_batch.run.told.journal import Line, epochs, moment, read_journal
 from eo_batch.run.told.pace import number
 from eo_batch.run.told.seam_check import SeamFigures, check_seams
 from eo_batch.run.told.status import Status, pixel_km2, status_of
-from eo_batch.version import __version__
 
 MISSING, DONE, EMPTY, FAILED = 0, 1, 2, 3
 """States of chunks."""
@@ -314,7 +313,3 @@ def _size(store: Store, path: str) -> int | None:
         return store.size(path)
     except FileNotFoundError:
         return None
-
-
-SOFTWARE = f"eo-batch {__version__}"
-"""Who made the report."""
