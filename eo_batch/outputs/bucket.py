@@ -7,6 +7,7 @@ store or from the environment is repeated in an error but a status and a code: a
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import re
@@ -37,11 +38,16 @@ _WRITE_ID = "eo-batch-write"
 """Metadata of what was created: a creator that never heard the answer knows its own object by it."""
 _TRIES = 5
 _RETRIES: Any = {
-    "max_retries": 10,
+    "max_retries": 100,  # time alone ends them
     "retry_timeout": timedelta(seconds=90),
-    "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=15), "base": 2},
+    "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=15), "base": 3},
 }
-_PATIENCE: Any = {"connect_timeout": timedelta(seconds=10), "timeout": timedelta(seconds=120)}
+"""A pause is drawn between the first and `base` times the last one: with 2 they hardly grow."""
+_PATIENCE: Any = {"connect_timeout": timedelta(seconds=10), "timeout": timedelta(seconds=80)}
+"""A request that hears nothing is given up while there is time to repeat it."""
+_REFUSED = ("ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "AuthorizationHeaderMalformed")
+"""Codes of answers that speak of credentials without a status that does."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _SETTINGS = re.compile(r"AWS_[A-Z0-9_]+")
 
 
@@ -85,8 +91,8 @@ class Bucket:
     @contextmanager
     def writer(self, key: str, *, expected: int) -> Iterator[HashingFile]:
         """As `Store.writer`."""
-        with self._spool(key) as file:
-            target = HashingFile(file, _append)
+        with self._waiting(key), tempfile.TemporaryFile(prefix="eo-batch-") as file:
+            target = HashingFile(cast(BinaryIO, file), _append)
             yield target
             file.seek(0)
             with self._guard(key):
@@ -95,7 +101,7 @@ class Bucket:
     @contextmanager
     def filling(self, key: str) -> Iterator[Path]:
         """As `Store.filling`."""
-        with tempfile.TemporaryDirectory(prefix="eo-batch-") as folder:
+        with self._waiting(key), tempfile.TemporaryDirectory(prefix="eo-batch-") as folder:
             path = Path(folder, key.rpartition("/")[2])
             yield path
             with self._guard(key):
@@ -135,13 +141,15 @@ class Bucket:
     def list(self, key: str) -> Iterator[str]:
         """As `Store.list`."""
         pages = iter(obstore.list(self._client, self._root + key))
+        inside = f"{self._root}{key}/".lstrip("/") if key else self._root
         while True:
             with self._guard(key):
                 page = next(pages, None)
             if page is None:
                 return
             for meta in page:
-                yield meta["path"].removeprefix(self._root)
+                if meta["path"].startswith(inside):  # a console keeps an empty object for each folder that was made in it
+                    yield meta["path"].removeprefix(self._root)
 
     def folders(self, key: str) -> tuple[str, ...]:
         """As `Store.folders`."""
@@ -175,22 +183,27 @@ class Bucket:
         text = str(error)
         named = re.search(r"<Code>([A-Za-z]{1,60})</Code>", text)
         status = re.search(r"\b(?:status|HTTP)[^0-9]{0,12}([1-5]\d\d)\b", text)
-        reason = ", ".join(filter(None, (status and f"HTTP {status[1]}", named and named[1]))) or "no answer"
+        moved = "it is in another region" if "redirect" in text.lower() else "no answer"
+        reason = ", ".join(filter(None, (status and f"HTTP {status[1]}", named and named[1]))) or moved
         where = f"{self.place}/{key}".rstrip("/")
-        if isinstance(error, PermissionDeniedError | UnauthenticatedError) or (status and status[1] in ("401", "403")):
+        refused = (status and status[1] in ("401", "403")) or (named and named[1] in _REFUSED)
+        if refused or isinstance(error, PermissionDeniedError | UnauthenticatedError):
+            is_late = named is not None and named[1] == "RequestTimeTooSkewed"
             fix = "Check the credentials in the environment, and their rights (docs/guides/object-stores.md)."
+            fix = "Set the clock of this machine: signatures hold for minutes." if is_late else fix
             return StoreError("store-denied", "may not read or write", where=where, why=reason, fix=fix)
         return self._unreachable(key, reason)
 
     @contextmanager
-    def _spool(self, key: str) -> Iterator[BinaryIO]:
-        """A nameless file on the disk of this machine."""
+    def _waiting(self, key: str) -> Iterator[None]:
+        """What cannot be kept on the disk of this machine is `disk-full`; other errors of the block are its own."""
         try:
-            with tempfile.TemporaryFile(prefix="eo-batch-") as file:
-                yield cast(BinaryIO, file)
+            yield
         except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
             folder = tempfile.gettempdir()
-            why = f"{os.strerror(error.errno or 0)}, {shutil.disk_usage(folder).free / 1e6:,.1f} MB free in {folder}"
+            why = f"{os.strerror(error.errno)}, {shutil.disk_usage(folder).free / 1e6:,.1f} MB free in {folder}"
             fix = "Free space there, or set TMPDIR to a folder with more."
             raise StoreError("disk-full", "could not keep it here until it is complete", where=key, why=why, fix=fix) from None
 

@@ -313,7 +313,10 @@ class Disk:
         os.unlink(place)
 
     def _open(self, place: Path) -> BufferedReader:
-        return os.fdopen(os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+        flags = (
+            os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        )  # a pipe in the folder of a stranger is no file, and no wait
+        return os.fdopen(os.open(place, flags), "rb")
 
     def _read(self, place: Path) -> bytes:
         with self._open(place) as file:

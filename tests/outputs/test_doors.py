@@ -290,7 +290,7 @@ def test_what_a_store_answers_says_what_to_do(
 
 
 def test_a_store_that_is_gone_is_asked_again_until_time_is_over(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    patience = {**bucket._RETRIES, "retry_timeout": bucket.timedelta(seconds=8)}
+    patience = {**bucket._RETRIES, "retry_timeout": bucket.timedelta(seconds=5)}
     monkeypatch.setattr(bucket, "_RETRIES", patience)
     bucket._connect.cache_clear()
     with s3_server() as server:
@@ -302,7 +302,7 @@ def test_a_store_that_is_gone_is_asked_again_until_time_is_over(prefix: str, mon
         began = time.monotonic()
         with pytest.raises(StoreError, match="store-unreachable"):
             store.get("a")
-        assert time.monotonic() - began > 3  # of 8: the last pause would end too late
+        assert time.monotonic() - began >= 5
     bucket._connect.cache_clear()
 
 
