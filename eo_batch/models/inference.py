@@ -102,6 +102,7 @@ def score_chunk(
     visit = visit or SharedWindows(grid, budget=0).visit(chunk)
     for window, answer in scoring.answers(windows, visit):
         _add(logits, answer, weights, window=window, chunk=chunk)
+        del answer  # it is part of a whole batch, which is let go before the next one is computed
     logits[:, ~kept] = np.nan
     return logits
 
@@ -300,6 +301,7 @@ class _Scoring:
                 for claim in waiting:
                     yield claim.window, next(computed) if claim.is_mine else self._take(claim, visit)
                     claim.release()
+                del computed
                 waiting, own = [], []
 
     def _claim(self, window: Window, visit: Visit, *, slot: int) -> Claim:
@@ -343,9 +345,10 @@ def _keeps(window: Window, chunk: Chunk, kept: NDArray[np.bool_]) -> bool:
 def _add(logits: NDArray[np.float32], answer: Answer, weights: NDArray[np.float32], *, window: Window, chunk: Chunk) -> None:
     rows, cols = chunk.rows.intersect(window.rows), chunk.cols.intersect(window.cols)
     known = answer.logits[:, rows.within(answer.rows), cols.within(answer.cols)]
-    logits[:, rows.within(chunk.rows), cols.within(chunk.cols)] += (
-        known * weights[rows.within(window.rows), cols.within(window.cols)]
-    )
+    sums = logits[:, rows.within(chunk.rows), cols.within(chunk.cols)]
+    share = weights[rows.within(window.rows), cols.within(window.cols)]
+    for prompt, logit in zip(sums, known, strict=True):  # one after the other: what is between takes the memory of one
+        prompt += logit * share
 
 
 def _ask(
@@ -382,7 +385,7 @@ def _ask(
 
 
 def _check_finite(answer: NDArray[np.float32], images: NDArray[np.float32], *, window: Window, where: str) -> None:
-    if not np.isfinite(answer).all():
+    if not all(np.isfinite(logit).all() for logit in answer):
         assert np.isfinite(images).all(), "pixels given to score_chunk must be finite where valid"
         raise _not_finite(answer, where=f"{where}, window ({window.row}, {window.col})")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -362,6 +363,25 @@ def test_memory_estimate_grows_with_batch_and_covers_the_arrays_that_must_exist(
     small, large = (inference_bytes(info, grid, bands=4, prompts=3, batch=batch) for batch in (1, 8))
     assert small >= 3 * 256 * 256 * 4 + 48 * 48 * 4 * (4 + 3) + 1000
     assert large - small == 7 * 48 * 48 * (4 * 4 + 8 + 3 * (4 + 4))
+
+
+@pytest.mark.parametrize(("prompts", "batch"), [(64, 1), (64, 4), (8, 16)])
+def test_scoring_takes_no_more_memory_than_was_estimated(prompts, batch):
+    grid, segmenter = (
+        Grid("EPSG:32631", 10.0, Span(0, 512), Span(0, 512), 256, 128, 96),
+        WindowMean(("green", "nir"), window_px=128),
+    )
+    chunk, asked = grid.chunk(0, 0, 0), PromptSet(tuple(Prompt(f"prompt {number}") for number in range(prompts)))
+    features = segmenter.encode_prompts(asked)
+    pixels, valid = np.ones((2, *chunk.padded_shape), np.float32), np.ones(chunk.padded_shape, bool)
+    named = {"valid": valid, "inside": np.ones(chunk.shape, bool), "grid": grid, "chunk": chunk}
+    tracemalloc.start()
+    try:
+        score_chunk(segmenter, features, pixels=pixels, prompts=prompts, batch=batch, **named)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak <= inference_bytes(segmenter.info, grid, bands=2, prompts=prompts, batch=batch)
 
 
 def test_features_from_elsewhere_are_asked_for_batch_by_batch_and_give_the_same_bits(world):
