@@ -93,7 +93,8 @@ def is_full(error: RuntimeError) -> bool:
 
 def is_lost(error: RuntimeError) -> bool:
     """The device failed, and nothing more can be computed on it by this process."""
-    return not is_full(error) and (isinstance(error, torch.AcceleratorError) or any(words in str(error) for words in LOST))
+    known = getattr(torch, "AcceleratorError", ())  # torch 2.8 and later
+    return not is_full(error) and (isinstance(error, known) or any(words in str(error) for words in LOST))
 
 
 def lost_device(device: torch.device, error: RuntimeError, *, where: str) -> ResourceError:

@@ -123,6 +123,12 @@ def test_a_gpu_that_another_process_has_filled_is_full_and_not_lost() -> None:
     assert not devices.is_lost(torch.AcceleratorError("CUDA error: out of memory"))
 
 
+def test_a_torch_that_has_no_class_for_errors_of_devices_tells_them_by_their_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch, "AcceleratorError")  # it came with 2.8
+    assert devices.is_lost(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert not devices.is_lost(RuntimeError(OURS))
+
+
 def test_a_bug_stays_a_bug() -> None:
     with pytest.raises(RuntimeError, match=OURS):
         make().call(failing(RuntimeError(OURS), 1), threads=1, what="windows")
