@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psutil
 
@@ -100,11 +102,11 @@ def acquire(store: Store, *, patience_s: float = PATIENCE_S, say: Callable[[str]
     epoch = _newest(store)
     if epoch:
         _wait_until_gone(store, epoch, patience_s, say)
-    owner = {"epoch": epoch + 1, **_me()}
+    owner = {"epoch": epoch + 1, "id": uuid4().hex, **_me()}
     try:
         created = store.create(_lease_path(epoch + 1), canonical_json(owner))
     except StoreError:
-        if _newest(store) == epoch:
+        if _newest(store) == epoch or _owner(store, epoch + 1) == owner:  # not made, or made and not synced
             raise
         created = False  # the driver that was faster sweeps partial files, also of this lease
     if not created:
@@ -198,14 +200,14 @@ def _is_running(owner: dict[str, Any]) -> bool:
     try:
         pid = int(owner["pid"])
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and _started(pid) == owner["started"]
-    except (psutil.Error, KeyError, ValueError):
+    except (psutil.Error, KeyError, ValueError, TypeError, OverflowError):
         return False
 
 
 def _owner(store: Store, epoch: int) -> dict[str, Any]:
     try:
         owner = json.loads(store.get(_lease_path(epoch)))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return owner if isinstance(owner, dict) else {}
 
@@ -218,8 +220,8 @@ def _beat(store: Store, epoch: int) -> bytes:
 
 
 def _newest(store: Store) -> int:
-    epochs = [int(name) for path in store.list("lease") if (name := path.removeprefix("lease/").removesuffix(".json")).isdigit()]
-    return max(epochs, default=0)
+    names = (re.fullmatch(r"lease/([0-9]+)\.json", path) for path in store.list("lease"))
+    return max((int(name[1]) for name in names if name), default=0)
 
 
 def _lease_path(epoch: int) -> str:

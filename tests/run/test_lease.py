@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from eo_batch.core.errors import LockError
+from eo_batch.core.errors import LockError, StoreError
 from eo_batch.outputs.disk import Disk
 from eo_batch.outputs.store import Store
 from eo_batch.run import lease as leases
@@ -159,4 +159,16 @@ def test_a_driver_whose_lease_is_swept_by_a_faster_one_is_told_of_that_one(
 
     monkeypatch.setattr(Disk, "_link", overtaken)
     with pytest.raises(LockError, match="run-locked.*another driver was faster"):
+        acquire(store)
+
+
+def test_a_lease_that_could_not_be_synced_is_no_faster_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    (tmp_path / "lease").mkdir()
+
+    def broken(disk: Disk, folder: Path) -> None:
+        raise OSError(5, "input/output error")
+
+    monkeypatch.setattr(Disk, "_fsync_directory", broken)
+    with pytest.raises(StoreError, match="store-unreachable"):
         acquire(store)
