@@ -57,8 +57,8 @@ def get_receipt(store: Store, key: str) -> ChunkReceipt:
             facts["polygons"],
             document["telemetry"],
         )
-        intact = receipt.digest == document["digest"] and receipt.key == key
-    except (ValueError, KeyError, TypeError):
+        intact = receipt.digest == document["digest"] and receipt.key == key and _is_sound(receipt)
+    except (ValueError, KeyError, TypeError, RecursionError):
         intact = False
     if not intact:
         raise IntegrityError(
@@ -87,10 +87,30 @@ def failures(store: Store) -> Iterator[ChunkFailure]:
     for path in store.list("failures"):
         key = path.removeprefix("failures/").removesuffix(".json")
         if path.endswith(".json") and not store.exists(receipt_path(key)):
-            try:
-                yield ChunkFailure(**json.loads(store.get(path)))
-            except (ValueError, TypeError):
-                yield ChunkFailure(key, "unexpected", "the note of this failure is damaged", 1)
+            yield _failure(store, path, key)
+
+
+def _failure(store: Store, path: str, key: str) -> ChunkFailure:
+    try:
+        failure = ChunkFailure(**json.loads(store.get(path)))
+    except (ValueError, TypeError, RecursionError):
+        failure = None
+    if failure is None or failure.key != key or not (isinstance(failure.code, str) and isinstance(failure.text, str)):
+        return ChunkFailure(key, "unexpected", "the note of this failure is damaged", 1)
+    return failure
+
+
+def _is_sound(receipt: ChunkReceipt) -> bool:
+    """Its values are of the kinds they must be: a digest proves no more than that nothing was changed since."""
+    if not isinstance(receipt.files, dict) or not isinstance(receipt.telemetry, dict):
+        return False
+    texts = (*receipt.items, *receipt.skipped, *receipt.files, *receipt.files.values())
+    counts = (receipt.valid_px, receipt.inside_px, receipt.polygons)
+    return (
+        receipt.status in ("done", "empty")
+        and all(isinstance(text, str) for text in texts)
+        and all(type(count) is int and count >= 0 for count in counts)
+    )
 
 
 def receipt_path(key: str) -> str:

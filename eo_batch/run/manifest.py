@@ -165,8 +165,9 @@ def read_manifest(store: Store) -> dict[str, Any] | None:
     try:
         manifest = json.loads(store.get("manifest.json"))
         body = {key: value for key, value in manifest.items() if key != "digest"}
-        intact = manifest.get("digest") == digest(body)
-    except (ValueError, AttributeError):
+        intact = manifest.get("digest") == digest(body) and isinstance(manifest["format"], int)
+        intact = intact and (manifest["format"] > FORMAT or _is_sound(manifest))
+    except (ValueError, AttributeError, KeyError, RecursionError):
         intact = False
     if not intact:
         raise IntegrityError(
@@ -183,6 +184,13 @@ def read_manifest(store: Store) -> dict[str, Any] | None:
             fix="Install the newer eo-batch.",
         )
     return manifest
+
+
+def _is_sound(manifest: dict[str, Any]) -> bool:
+    """What is counted and shown is of the kind it must be: the digest proves no more than that nothing was changed since."""
+    steps = manifest["steps"]
+    counts = (manifest["chunks"], manifest["item_count"])
+    return isinstance(steps, list) and all(isinstance(step, str) for step in steps) and all(type(n) is int for n in counts)
 
 
 def _replaced(store: Store, name: str) -> IntegrityError:

@@ -109,7 +109,7 @@ def read_marker(store: Store) -> dict[str, Any] | None:
         return None
     try:
         marker = json.loads(store.get("COMPLETE.json"))
-    except ValueError:
+    except (ValueError, RecursionError):
         marker = None
     if not isinstance(marker, dict) or "files" not in marker:
         raise IntegrityError(

@@ -113,7 +113,7 @@ def request_from_json(data: bytes, *, where: str) -> Request:
         name, parts, found = document["region"]["name"], document["region"]["parts"], document["catalog_found"]
         spec = validate(PipelineSpec, document["spec"], where=where)
         catalog = validate(CatalogSpec, document["catalog"], where=where)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError("config-invalid", "not a stored request", where=where, why=type(error).__name__) from None

@@ -25,6 +25,36 @@ def test_a_receipt_comes_back_as_it_was_put(tmp_path: Path) -> None:
     assert list(receipt_keys(store)) == [RECEIPT.key]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"status": "<b>"},
+        {"skipped": ({"a": 1},)},
+        {"files": {"a": 1}},
+        {"files": [1]},
+        {"polygons": "7"},
+        {"inside_px": -1},
+        {"telemetry": [1]},
+    ],
+)
+def test_a_receipt_whose_values_are_of_another_kind_is_damaged(tmp_path: Path, change: dict[str, object]) -> None:
+    store = Store(tmp_path)
+    odd = replace(RECEIPT, **change)  # type: ignore[arg-type]
+    store.put(receipt_path(odd.key), json.dumps({"facts": odd.facts, "digest": odd.digest, "telemetry": odd.telemetry}).encode())
+    with pytest.raises(IntegrityError, match="receipt-mismatch"):
+        get_receipt(store, odd.key)
+
+
+@pytest.mark.parametrize(
+    "note",
+    [b"[" * 100_000, b"{}", b'{"key":7,"code":1,"text":2,"attempts":1}', b'{"key":"x","code":"c","text":"t","attempts":1}'],
+)
+def test_notes_of_failures_are_read_and_not_believed(tmp_path: Path, note: bytes) -> None:
+    store = Store(tmp_path)
+    store.put("failures/t0000/y0000_x0000.json", note)
+    assert [(failure.key, failure.code) for failure in failures(store)] == [("t0000/y0000_x0000", "unexpected")]
+
+
 def test_a_twin_with_other_telemetry_is_fine(tmp_path: Path) -> None:
     store = Store(tmp_path)
     put_receipt(store, RECEIPT)

@@ -14,6 +14,7 @@ import pytest
 from commandline import invoke, told
 from toy import make_toy, toy_pipeline
 
+from eo_batch.core.digest import digest
 from eo_batch.core.records import ChunkFailure
 from eo_batch.notebook import open_run
 from eo_batch.outputs.store import Store
@@ -184,6 +185,45 @@ def test_telemetry_of_any_kind_stops_nothing(copy: Path) -> None:
     for path in (copy / "receipts").rglob("*.json"):
         path.write_text(json.dumps({**json.loads(path.read_text()), "telemetry": values}))
     assert "Result" in page(copy)
+
+
+DEEP = b"[" * 100_000
+FIRST, LAST = "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *((name, DEEP) for name in ("request.json", "manifest.json", "COMPLETE.json", "plan.json", "pilot.json")),
+        *((f"{name}/t0000/y0000_x0000.json", DEEP) for name in ("receipts", "failures")),
+        *((f"lease/{name}.json", DEEP) for name in ("000009", "\u00b2")),
+        ("failures/foo.json", b'{"key": "foo", "code": "x", "text": "y", "attempts": 1}'),
+        ("events/\u00b2/000001.jsonl", DEEP),
+        *(("events/000001/000002.jsonl", b'{"time": "%s", "event": "warning"}' % when.encode()) for when in (FIRST, LAST)),
+    ],
+)
+def test_a_folder_of_a_stranger_has_a_page_or_one_clear_error(copy: Path, name: str, content: bytes) -> None:
+    (copy / name).parent.mkdir(parents=True, exist_ok=True)
+    (copy / name).write_bytes(content)
+    for command in ("status", "report", "verify"):
+        status, _, error = invoke(command, str(copy))
+        assert status in (0, 2, 3, 5, 6), error
+
+
+@pytest.mark.parametrize("change", [{"format": "x"}, {"chunks": "x"}, {"steps": [1]}, {"item_count": None}])
+def test_a_manifest_whose_values_are_of_another_kind_is_damaged(copy: Path, change: dict[str, object]) -> None:
+    body = {key: value for key, value in json.loads((copy / "manifest.json").read_text()).items() if key != "digest"} | change
+    (copy / "manifest.json").write_text(json.dumps({**body, "digest": digest(body)}))
+    status, _, error = invoke("status", str(copy))
+    assert (status, error[:17]) == (5, "receipt-mismatch:")
+
+
+@pytest.mark.parametrize("when", [FIRST, LAST])
+def test_times_that_no_clock_shows_stop_nothing(copy: Path, when: str) -> None:
+    for path in (copy / "receipts").rglob("*.json"):
+        receipt = json.loads(path.read_text())
+        path.write_text(json.dumps({**receipt, "telemetry": {**receipt["telemetry"], "began": when, "took_s": 1e299}}))
+    assert "do not tell when" in page(copy)
 
 
 def test_a_resumed_run_tells_both_sittings(copy: Path) -> None:

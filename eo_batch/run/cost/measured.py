@@ -11,6 +11,9 @@ from eo_batch.core.records import ChunkReceipt
 from eo_batch.outputs.store import Store
 from eo_batch.run.ledger import get_receipt, receipt_keys
 
+LONGEST_S = 1e9
+"""More than a chunk can have taken: what began then, and took as long, still has a date."""
+
 
 @dataclass(frozen=True)
 class ChunkWork:
@@ -50,7 +53,7 @@ def work_of(receipt: ChunkReceipt) -> ChunkWork:
     host, worker = told.get("host", ""), told.get("worker", "")
     return ChunkWork(
         key=receipt.key,
-        seconds=_number(told.get("took_s")) or stages,
+        seconds=min(_number(told.get("took_s")) or stages, LONGEST_S),
         busy_s=_number(told.get("busy_s")),
         windows=int(_number(windows["computed"])) if "computed" in windows else -1,
         shared=int(_number(windows["shared"])) if "shared" in windows else -1,
@@ -144,4 +147,4 @@ def _posix(value: Any) -> float | None:
         moment = datetime.fromisoformat(value)
     except (TypeError, ValueError):
         return None
-    return moment.timestamp() if moment.tzinfo else None
+    return moment.timestamp() if moment.tzinfo and 1970 < moment.year < 9000 else None

@@ -136,7 +136,7 @@ Line = dict[str, Any]
 
 def epochs(store: Store) -> list[int]:
     """Epochs that have a journal, oldest first."""
-    return sorted(int(name) for name in store.folders(FOLDER) if name.isdigit())
+    return sorted(int(name) for name in store.folders(FOLDER) if name.isascii() and name.isdigit())
 
 
 def read_journal(store: Store, epoch: int) -> Iterator[Line]:
@@ -169,9 +169,9 @@ def _lines(store: Store, path: str) -> Iterator[Line]:
 
 
 def moment(text: Any) -> datetime | None:
-    """A time as the journal and receipts write it; None where it is none."""
+    """A time as the journal and receipts write it; None where it is none, or so far away that no time zone holds it."""
     try:
         found = datetime.fromisoformat(text)
     except (TypeError, ValueError):
         return None
-    return found if found.tzinfo else None
+    return found if found.tzinfo and 1970 < found.year < 9000 else None

@@ -244,7 +244,7 @@ def _row(receipt: ChunkReceipt) -> ChunkRow:
     told = receipt.telemetry
     seconds = told.get("seconds")
     stages = {str(stage): number(value) for stage, value in seconds.items()} if isinstance(seconds, dict) else {}
-    index = _index(receipt.key)
+    index = index_of(receipt.key)
     if index is None:
         raise IntegrityError("receipt-mismatch", "the receipt names no chunk", where=receipt.key)
     memory = int(number(told.get("peak_memory")))
@@ -252,14 +252,15 @@ def _row(receipt: ChunkReceipt) -> ChunkRow:
     return ChunkRow(index, status, receipt.inside_px, receipt.skipped, stages, device, memory, work_of(receipt))
 
 
-def _index(key: str) -> tuple[int, int, int] | None:
+def index_of(key: str) -> tuple[int, int, int] | None:
+    """(time, iy, ix) of a chunk's key; None where it is none."""
     match = re.fullmatch(r"t([0-9]{4,})/y([0-9]{4,})_x([0-9]{4,})", key)
     return None if match is None else (int(match[1]), int(match[2]), int(match[3]))
 
 
 def _states(grid: Grid, steps: int, chunks: Sequence[ChunkRow], status: Status) -> NDArray[np.uint8]:
     states = np.full((steps, *grid.chunks_yx), MISSING, np.uint8)
-    failed = ((_index(failure.key), FAILED) for failure in status.failures)
+    failed = ((index_of(failure.key), FAILED) for failure in status.failures)
     finished = ((row.index, EMPTY if row.status == "empty" else DONE) for row in chunks)
     for index, state in (*failed, *finished):
         if index is not None and all(0 <= i < n for i, n in zip(index, states.shape, strict=True)):

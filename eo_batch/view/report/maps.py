@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from eo_batch.run.told.report import STATES, RunFacts
+from eo_batch.run.told.report import STATES, RunFacts, index_of
 from eo_batch.view.report.page import COLOURS, legend, safe, section
 
 DRAWN = 4000
@@ -31,10 +31,10 @@ def map_section(facts: RunFacts) -> str:
     order = _worst_first(states)
     shown = sorted(order[:SHOWN_STEPS])
     hidden = len(order) - len(shown)
-    told: dict[tuple[int, ...], str] = {
+    told: dict[tuple[int, int, int] | None, str] = {
         row.index: f"{row.work.key}: {row.status}, {row.work.seconds:.1f} s" for row in facts.chunks
     }
-    told |= {_failed_index(failure.key): f"{failure.key}: {failure.code}" for failure in facts.status.failures}
+    told |= {index_of(failure.key): f"{failure.key}: {failure.code}" for failure in facts.status.failures}
     many = states.size > DRAWN
     figures = []
     for step in shown:
@@ -51,10 +51,6 @@ def _worst_first(states: NDArray[np.uint8]) -> list[int]:
     return sorted(range(len(states)), key=lambda step: (-failed[step], -missing[step], step))
 
 
-def _failed_index(key: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in key.replace("t", "").replace("/y", " ").replace("_x", " ").split())
-
-
 def _counts(states: NDArray[np.uint8]) -> str:
     found = np.bincount(states.ravel(), minlength=len(STATES))
     return ", ".join(
@@ -64,7 +60,7 @@ def _counts(states: NDArray[np.uint8]) -> str:
     )
 
 
-def _as_svg(states: NDArray[np.uint8], step: int, label: str, told: Mapping[tuple[int, ...], str]) -> str:
+def _as_svg(states: NDArray[np.uint8], step: int, label: str, told: Mapping[tuple[int, int, int] | None, str]) -> str:
     """Every chunk as a square that says what it is."""
     ny, nx = states.shape
     cells = []
