@@ -23,7 +23,7 @@ from eo_batch.models.shared_windows import SharedWindows, Visit
 from eo_batch.outputs.store import Store
 from eo_batch.run.features import FeatureCache, open_features
 from eo_batch.run.manifest import RunInputs
-from eo_batch.run.shared_windows import share_windows
+from eo_batch.run.shared_windows import answers_alone, share_windows
 from eo_batch.run.stopwatch import Stopwatch
 from eo_batch.sources.stack import SceneSource, open_source
 
@@ -179,5 +179,7 @@ def fresh_answers(
     features = None if store is None else open_features(store, segmenter, spec.cache)
     source = open_source(inputs.items, inputs.grid, spec, inputs.request.catalog)
     prompt_features = segmenter.encode_prompts(prompts)
+    if features is not None and not answers_alone(segmenter, prompt_features, inputs, len(prompts)):
+        features = None  # they would hang on what else had to be computed beside them
     shared = share_windows(inputs, segmenter, prompt_features, prompts=len(prompts))
     return FreshAnswers(inputs, source, segmenter, prompts, prompt_features, shared, features)

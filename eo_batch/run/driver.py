@@ -81,7 +81,10 @@ class RunSummary:
         if missing:
             rows.append(("chunks still to do", f"{missing:,}"))
         rows += [(f'footprints "{text}"', f"{count:,}") for text, count in self.rows_per_prompt.items()]
-        return [*rows, ("seconds", f"{self.seconds:.1f}"), ("run", str(self.path))]
+        rows += [("seconds", f"{self.seconds:.1f}"), ("run", str(self.path))]
+        if self.interrupted:  # said when it was
+            return rows
+        return [*rows, ("next", f"eo-batch {'report' if self.complete else 'resume'} {self.path}")]
 
     def as_dict(self) -> dict[str, Any]:
         """The summary as JSON values."""
@@ -142,7 +145,7 @@ def start_run(
     )
     if not probe.position_independent:
         text = f'segmenter "{segmenter.info.name}" answers a window otherwise in other company: its maps depend on the chunk size'
-        listener(Event("warning", text))
+        listener(Event("warning", f"{text}, and no features are kept" if spec.cache.features else text))
     inputs = make_inputs_of(request, listener=listener)
     plan = make_plan(inputs, segmenter, cluster=cluster, out=out, price=settled.price)
     listener(Event("plan", f"{plan.chunks:,} chunks, {plan.scenes:,} scenes", total=plan.chunks, data=plan.as_dict()))

@@ -27,9 +27,28 @@ IN_FLIGHT = 4
 def share_windows(inputs: RunInputs, segmenter: Segmenter, prompt_features: Any, *, prompts: int) -> SharedWindows:
     """What the chunks of a run share in this process; nothing where that could change a byte."""
     budget = edge_budget(inputs, prompts=prompts)
-    if budget and not _stands_alone(segmenter, prompt_features, inputs, prompts):
+    if budget and not answers_alone(segmenter, prompt_features, inputs, prompts):
         budget = 0
     return SharedWindows(inputs.grid, budget=budget)
+
+
+def answers_alone(segmenter: Segmenter, prompt_features: Any, inputs: RunInputs, prompts: int) -> bool:
+    """Whether a window is answered alike in any company; asked once per process."""
+    spec, window_px = inputs.request.spec, inputs.grid.window_px
+    batch, bands = spec.model.fixed_batch, len(spec.source.bands)
+    if batch == 1:
+        return True
+    key = (segmenter.info.digest, segmenter.info.device, batch, bands, window_px, prompts)
+    with _probing:
+        if key not in _known:
+
+            def ask(images: NDArray[np.float32]) -> NDArray[np.float32]:
+                return segmenter.decode(segmenter.encode_images(images), prompt_features)
+
+            images = made_up_windows(segmenter, bands=bands, window_px=window_px, batch=batch)
+            images[2:] = images[1]  # where equal windows are computed once, two are enough
+            _known[key] = stands_alone(images, ask(images).copy(), ask)
+        return _known[key]
 
 
 def groups_of(inputs: RunInputs, *, processes: int) -> Iterator[list[Index]]:
@@ -54,25 +73,6 @@ def edge_budget(inputs: RunInputs, *, prompts: int) -> int:
 def _widest(inputs: RunInputs) -> int:
     """Chunks that lie abreast in a strip so that all that one row leaves to the next can be kept; at least 1."""
     return max(1, _most(inputs) // _edge_bytes(inputs.grid, len(inputs.request.spec.prompts)) - IN_FLIGHT)
-
-
-def _stands_alone(segmenter: Segmenter, prompt_features: Any, inputs: RunInputs, prompts: int) -> bool:
-    """Whether a window is answered alike in any company; asked once per process."""
-    spec, window_px = inputs.request.spec, inputs.grid.window_px
-    batch, bands = spec.model.fixed_batch, len(spec.source.bands)
-    if batch == 1:
-        return True
-    key = (segmenter.info.digest, segmenter.info.device, batch, bands, window_px, prompts)
-    with _probing:
-        if key not in _known:
-
-            def ask(images: NDArray[np.float32]) -> NDArray[np.float32]:
-                return segmenter.decode(segmenter.encode_images(images), prompt_features)
-
-            images = made_up_windows(segmenter, bands=bands, window_px=window_px, batch=batch)
-            images[2:] = images[1]  # where equal windows are computed once, two are enough
-            _known[key] = stands_alone(images, ask(images).copy(), ask)
-        return _known[key]
 
 
 _known: dict[tuple[Any, ...], bool] = {}

@@ -137,6 +137,19 @@ def test_a_segmenter_that_looks_at_other_windows_of_a_batch_shares_nothing(toy: 
     assert found[Sociable] == 0
 
 
+def test_features_of_a_segmenter_that_looks_at_other_windows_of_a_batch_change_no_byte(toy: Path, tmp_path: Path) -> None:
+    inputs = inputs_of(toy, "sociable-features", chunk_px=100, extra="[cache]\nfeatures = true\n")
+    prompts, chunk = inputs.request.spec.prompt_set, inputs.grid.chunk(0, 1, 1)
+    inside = np.ones(chunk.shape, bool)
+    found = set()
+    for _ in range(2):  # the second time some features are there, as after an interruption
+        answers_of = fresh_answers(inputs, prompts, Sociable(BANDS, cost=1), store=Store(tmp_path))
+        found.add(answers_of.answer(chunk, inside, Stopwatch()).scores.tobytes())
+        for path in sorted(tmp_path.rglob("*.features"))[::2]:
+            path.unlink()
+    assert len(found) == 1
+
+
 def test_one_chunk_has_nobody_to_share_with(toy: Path) -> None:
     inputs = inputs_of(toy, "whole", chunk_px=512)
     assert edge_budget(inputs, prompts=2) == 0
