@@ -89,6 +89,31 @@ def test_a_scheduler_knows_only_what_is_in_flight() -> None:
         assert 0 < most <= 8 * pool.width
         assert len(scheduler.task_groups) <= 1
         assert len(scheduler.task_prefixes) <= 1
+        assert not any(span.metadata for span in scheduler.extensions["spans"].spans.values())  # Dask adds to it at each task
+
+
+@pytest.mark.parametrize("kind", ["local", "local:2"])
+def test_what_waits_at_a_worker_is_not_begun_after_a_stop(kind: str, tmp_path: Path) -> None:
+    stop, go = threading.Event(), tmp_path / "go"
+    with make_executor(ClusterSpec(kind=kind, workers=2)) as pool:
+        workers = pool._client  # type: ignore[attr-defined]
+
+        def free_when_taken_back() -> None:
+            while len(list(tmp_path.glob("go.begun*"))) < 2:
+                stop.wait(0.02)
+            stop.set()
+            for _ in range(500):  # as often as patience lasts
+                if sum(len(keys) for keys in workers.processing().values()) == 2:
+                    break
+                threading.Event().wait(0.02)
+            go.touch()
+
+        thread = threading.Thread(target=free_when_taken_back)
+        thread.start()
+        outcomes = list(pool.outcomes(waits_for, [[(i, str(go))] for i in range(9)], stop=stop, tell=silent))
+        thread.join()
+    assert len(outcomes) == 2
+    assert len(list(tmp_path.glob("go.begun*"))) == 2
 
 
 @pytest.mark.parametrize("kind", ["local", "local:1"])

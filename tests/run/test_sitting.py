@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from pathlib import Path
 
+import pytest
 from rundigest import file_digests
 from toy import make_toy, toy_pipeline
 
@@ -82,7 +83,8 @@ def test_failures_of_very_many_chunks_take_no_memory_for_each(tmp_path: Path) ->
     assert list(sitting.items.values()) == [RECEIPTS + 1]
 
 
-def test_workers_are_told_of(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "states"), [("local", []), ("local:1", ["joined"])])
+def test_worker_processes_are_told_of_and_threads_are_not(tmp_path: Path, kind: str, states: list[str]) -> None:
     events: list[Event] = []
-    start_run(load_pipeline(toy(tmp_path, chunk_px=300)), tmp_path / "run", executor="local", workers=1, listener=events.append)
-    assert [event.data["state"] for event in events if event.kind == "worker"] == ["joined"]
+    start_run(load_pipeline(toy(tmp_path, chunk_px=300)), tmp_path / "run", executor=kind, workers=1, listener=events.append)
+    assert [event.data["state"] for event in events if event.kind == "worker"] == states

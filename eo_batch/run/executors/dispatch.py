@@ -12,6 +12,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -22,6 +23,8 @@ from eo_batch.run.executors.process import leave
 
 DEATHS = 4
 """A task that has ended so many workers is given up."""
+ATTEMPTS = 16
+"""So often a task is begun at most, also where its workers were told to leave: it may take longer than they live."""
 DRAIN_S = 60.0
 """How long running tasks may take to finish after a stop."""
 QUIET_S = 10.0
@@ -71,6 +74,7 @@ class Dispatch:
         self._aboard: dict[str, dict[Any, _Flight]] = {}
         self._suspects: deque[_Flight] = deque()
         self._kept_free: set[str] = set()
+        self._sent_away: set[str] = set()
         self._given_up: list[tuple[Task, Any]] = []
         self._heard = self._had_workers = time.monotonic()
 
@@ -140,7 +144,7 @@ class Dispatch:
         wanted = len(self._suspects)
         for worker in workers:
             aboard = self._aboard.get(worker)
-            if aboard is None or any(flight.is_suspect for flight in aboard.values()):
+            if aboard is None or worker in self._sent_away or any(flight.is_suspect for flight in aboard.values()):
                 continue
             if wanted:
                 wanted -= 1
@@ -177,19 +181,27 @@ class Dispatch:
             raise self._cluster_lost("the connection to the scheduler has broken")
         try:
             result = self._result(future, flight.worker)
+        except (OSError, CancelledError):  # of the connection: what a task raises comes as a value
+            self._ask()
+            result = KilledWorker(future.key, flight.worker, 0)
         except Exception as error:  # such as a result that cannot be sent: an outcome, judged by the driver
             result = error
         if isinstance(result, KilledWorker):
             self._suspect(flight)
-        elif getattr(result, "code", "") == "no-gpu" and len(self._threads) > 1:
+        elif getattr(result, "code", "") == "no-gpu" and self._others_may_have_it(flight):
             self._send_away(flight)
         else:
             yield flight.task, result
 
+    def _others_may_have_it(self, flight: _Flight) -> bool:
+        """There are workers that have not said that they have no device; a cluster without any is not asked for ever."""
+        return flight.attempt < DEATHS and bool(self._threads.keys() - self._sent_away - {flight.worker})
+
     def _send_away(self, flight: _Flight) -> None:
         """A worker has not the device that the run needs: others compute what it was given."""
         self._suspect(flight, was_expected=True)
-        if flight.worker in self._threads:
+        if flight.worker in self._threads and flight.worker not in self._sent_away:
+            self._sent_away.add(flight.worker)
             self._client.retire_workers([flight.worker])
 
     def _result(self, future: Any, worker: str) -> Any:
@@ -212,19 +224,20 @@ class Dispatch:
         flight.deaths += not was_expected
         flight.attempt += 1
         flight.is_suspect = True
-        if flight.deaths < DEATHS:
+        if flight.deaths < DEATHS and flight.attempt <= ATTEMPTS:
             self._suspects.append(flight)
         else:
-            self._given_up.append((flight.task, worker_lost(flight.deaths)))
+            self._given_up.append((flight.task, worker_lost(flight.deaths, flight.attempt - 1)))
 
     def _lose(self, worker: str, *, was_expected: bool) -> list[str]:
         """A worker is gone: what it had goes elsewhere; the workers that may now find something to do."""
         if worker not in self._threads:
             return []
         del self._threads[worker]
+        self._sent_away.discard(worker)
         self._deal.leave(worker)
         for flight in self._aboard.pop(worker).values():  # which of them it had begun cannot be known for certain
-            flight.future = None
+            flight.future.release()
             self._suspect(flight, was_expected=was_expected)
         self._tell(worker, "lost")
         return list(self._threads)
@@ -265,7 +278,7 @@ class Dispatch:
         """Take back what workers have not begun."""
         for worker, aboard in self._aboard.items():
             for key in list(aboard)[self._threads[worker] :]:
-                del aboard[key]
+                aboard.pop(key).future.release()  # or it would be begun: whoever waits for its end holds it
 
     def _cluster_lost(self, why: str) -> EoBatchError:
         fix = "Start the cluster again, then continue with `eo-batch resume RUN`."
@@ -285,7 +298,10 @@ def outcome_of(work: Callable[..., Any], *task: Any, **again: int) -> Any:
         return error
 
 
-def worker_lost(deaths: int) -> ResourceError:
-    """Why a chunk was given up that ends every worker."""
+def worker_lost(deaths: int, attempts: int) -> ResourceError:
+    """Why a chunk was given up that ends every worker, or outlives every one."""
+    if deaths < DEATHS:
+        why, fix = "workers had to leave before it was done", "Try a smaller chunk_px, or workers that may stay longer."
+        return ResourceError("worker-lost", f"it was begun {attempts} times", why=why, fix=fix)
     why, fix = "most likely it needs more memory than they have", "Try a smaller chunk_px, fewer threads, or more memory_gb."
     return ResourceError("worker-lost", f"it ended {deaths} workers", why=why, fix=fix)

@@ -15,6 +15,11 @@ from eo_batch.run.executors.pool import LOOPBACK, PoolExecutor
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 """A network that adds up in one thread gives the same masks whatever else the machine does."""
 PROCESS = "eo_batch.run.executors.process"
+LEAN = {
+    "distributed.worker.profile.enabled": False,  # a hundred looks a second at every thread, kept for an hour
+    "distributed.scheduler.work-stealing": False,  # tasks are pinned
+}
+"""Settings of Dask for clusters that live for one sitting."""
 
 
 class ThreadExecutor(PoolExecutor):
@@ -23,17 +28,19 @@ class ThreadExecutor(PoolExecutor):
     in_process = True
 
     def _open(self) -> Any:
+        import dask
         from distributed import Client, LocalCluster
 
-        cluster = LocalCluster(
-            processes=False,
-            n_workers=1,
-            threads_per_worker=self._cluster.workers or os.cpu_count() or 1,
-            memory_limit=0,
-            dashboard_address=LOOPBACK,
-            worker_dashboard_address=LOOPBACK,  # left out, the worker's own pages listen on every interface
-            silence_logs=logging.CRITICAL,
-        )
+        with dask.config.set(LEAN):
+            cluster = LocalCluster(
+                processes=False,
+                n_workers=1,
+                threads_per_worker=self._cluster.workers or os.cpu_count() or 1,
+                memory_limit=0,
+                dashboard_address=LOOPBACK,
+                worker_dashboard_address=LOOPBACK,  # left out, the worker's own pages listen on every interface
+                silence_logs=logging.CRITICAL,
+            )
         return Client(cluster, set_as_default=False)
 
 
@@ -74,7 +81,7 @@ def open_processes(cluster: ClusterSpec, environments: list[dict[str, str]], *, 
         "cls": Scheduler,
         "options": {"host": "127.0.0.1", "protocol": "tls", "security": security, "dashboard_address": LOOPBACK},
     }
-    with dask.config.set({"distributed.nanny.pre-spawn-environ": dict.fromkeys(ONE_THREAD, "1")}):
+    with dask.config.set({**LEAN, "distributed.nanny.pre-spawn-environ": dict.fromkeys(ONE_THREAD, "1")}):
         try:
             spec = SpecCluster(workers=workers, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL)
         except RuntimeError as error:  # killed, or out of memory, before it could say that it is there

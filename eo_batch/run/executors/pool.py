@@ -49,7 +49,7 @@ class PoolExecutor:
         return max(len(self._client.nthreads()), crew_of(self._cluster).processes)
 
     def __enter__(self) -> Any:
-        self._client = self._open()
+        self._client = forgetful(self._open())
         try:
             self._wait_for_a_worker()
             self._check()
@@ -81,6 +81,7 @@ class PoolExecutor:
     ) -> Iterator[tuple[Task, Any]]:
         """See `Executor.outcomes`."""
         patience_s = self._cluster.start_timeout_s
+        tell = _nobody if self.in_process else tell  # threads of this process neither come nor go
         return Dispatch(self._client, work, groups, patience_s=patience_s, tell=tell).outcomes(stop)
 
     def on_each_worker(self, function: Callable[..., Any], *arguments: Any, timeout_s: float) -> dict[str, Any]:
@@ -127,6 +128,21 @@ class PoolExecutor:
 
     def _check(self) -> None:
         """Look at workers that this process has not started itself."""
+
+
+def forgetful(client: Any) -> Any:
+    """`client`, of whose tasks the scheduler keeps nothing: Dask notes each `submit` in a list that only grows."""
+    send = client._graph_to_futures
+
+    def send_unnoted(*arguments: Any, **options: Any) -> Any:
+        return send(*arguments, **{**options, "span_metadata": {}})
+
+    client._graph_to_futures = send_unnoted
+    return client
+
+
+def _nobody(worker: str, state: str) -> None:
+    """A `Tell` that tells nobody."""
 
 
 def _answer_of(future: Any, timeout_s: float) -> Any:

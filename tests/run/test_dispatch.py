@@ -1,0 +1,104 @@
+"""What a dispatch makes of a connection that breaks, of workers without a device, and of tasks that no worker outlives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from distributed.client import FutureCancelledError
+from distributed.comm import CommClosedError
+from workerwork import nothing
+
+from eo_batch.core.errors import ResourceError
+from eo_batch.run.executors import dispatch
+from eo_batch.run.executors.dispatch import Dispatch, _Flight
+
+NO_GPU = ResourceError("no-gpu", "there is no GPU")
+
+
+class Future:
+    """A task that has ended; asking for its result does as `answer` does."""
+
+    key, status = ("chunk", 1), "finished"
+
+    def __init__(self, answer: Callable[[], Any]) -> None:
+        self._answer = answer
+
+    def result(self, timeout: float) -> Any:
+        return self._answer()
+
+    def release(self) -> None:
+        pass
+
+
+class Client:
+    """A client whose scheduler has two workers, or does not answer."""
+
+    scheduler = type("Scheduler", (), {"ncores": None})
+
+    def __init__(self, *, is_there: bool) -> None:
+        self.is_there, self.retired = is_there, []
+
+    def sync(self, *arguments: Any, **options: Any) -> dict[str, int]:
+        if not self.is_there:
+            raise CommClosedError
+        return {"tcp://a": 1, "tcp://b": 1}
+
+    def retire_workers(self, workers: list[str]) -> None:
+        self.retired += workers
+
+
+def begun(*, is_there: bool = True) -> tuple[Dispatch, Client]:
+    client = Client(is_there=True)
+    started = Dispatch(client, nothing, [], patience_s=1.0, tell=lambda worker, state: None)
+    started._look_for_workers()
+    client.is_there = is_there
+    return started, client
+
+
+def landed(started: Dispatch, worker: str, answer: Callable[[], Any]) -> list[Any]:
+    return list(started._outcome(_Flight((1,), worker=worker, future=Future(answer))))
+
+
+def broken(error: Exception) -> Callable[[], Any]:
+    def answer() -> Any:
+        raise error
+
+    return answer
+
+
+BREAKS = [CommClosedError(), FutureCancelledError(("chunk", 1), "connection-lost")]
+
+
+@pytest.mark.parametrize("error", BREAKS)
+def test_a_scheduler_that_dies_while_a_result_is_fetched_is_no_failure_of_the_chunk(error: Exception) -> None:
+    started, _ = begun(is_there=False)
+    with pytest.raises(ResourceError, match="cluster-lost"):
+        landed(started, "tcp://a", broken(error))
+
+
+@pytest.mark.parametrize("error", BREAKS)
+def test_a_result_that_is_lost_on_its_way_is_made_again(error: Exception) -> None:
+    started, _ = begun()
+    assert landed(started, "tcp://a", broken(error)) == []
+    assert [flight.task for flight in started._suspects] == [(1,)]
+
+
+def test_workers_without_a_device_are_not_all_sent_away() -> None:
+    started, client = begun()
+    assert landed(started, "tcp://a", lambda: NO_GPU) == []
+    assert landed(started, "tcp://b", lambda: NO_GPU) == [((1,), NO_GPU)]
+    assert client.retired == ["tcp://a"]
+
+
+def test_a_task_that_outlives_every_worker_is_given_up() -> None:
+    started, _ = begun()
+    flight = _Flight((1,))
+    for _ in range(dispatch.ATTEMPTS):
+        assert not started._given_up
+        started._suspect(flight, was_expected=True)
+    ((task, error),) = started._given_up
+    assert task == (1,)
+    assert error.code == "worker-lost"
+    assert "begun 16 times" in str(error)
