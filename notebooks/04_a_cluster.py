@@ -46,7 +46,7 @@ folder = Path(tempfile.mkdtemp())
 def eo_batch_command(*words: object) -> subprocess.Popen:
     """An `eo-batch` command that works while the notebook goes on."""
     command = [sys.executable, "-m", "eo_batch.cli", *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 (our own command)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)  # noqa: S603 (ours)
 
 
 def files_of(run: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module to `app`."""
     group = typer.Typer(help="Clusters to compute on, for --cluster.", no_args_is_help=True, rich_markup_mode=None)
     group.command("list", epilog=epilog("eo-batch clusters list"))(list_clusters)
-    group.command("show", epilog=epilog("eo-batch clusters show slurm-gpu > clusters/mine.toml"))(show_cluster)
+    group.command("show", epilog=epilog("eo-batch clusters show slurm-gpu > mine.toml"))(show_cluster)
     app.add_typer(group, name="clusters")
     examples = epilog("eo-batch worker-check my.toml --cluster slurm-gpu --out /shared/my-run")
     app.command("worker-check", epilog=examples)(worker_check)

@@ -50,6 +50,7 @@ class Progress:
         self._last_pace = 0.0
         self._last_line = time.monotonic()
         self._withheld = ""
+        self._reasons: set[str] = set()
 
     def __enter__(self) -> Progress:
         if not self._quiet and sys.stderr.isatty():
@@ -91,7 +92,7 @@ class Progress:
             told = {"time": datetime.now(UTC).isoformat(), "event": event.kind, "km2": event.km2}
             self._lines.append({**event.data, **told})
         if event.kind in TOLD:
-            self._say(f"{event.kind}: {event.text}")
+            self._say(f"{event.kind}: {self._once(event)}")
         if self._quiet:
             return
         if event.kind == "start" and event.data.get("dashboard"):
@@ -100,6 +101,14 @@ class Progress:
             self._draw(event)
         elif event.kind not in TOLD:
             self._line(event)
+
+    def _once(self, event: Event) -> str:
+        """What to say of an event; a reason why chunks fail is said once, as one file can fail hundreds."""
+        head, failed, reason = event.text.partition(" failed: ")
+        if event.kind != "failure" or not failed or reason not in self._reasons:
+            self._reasons.add(reason)
+            return event.text
+        return f"{head} failed, too: {event.data.get('code', 'as before')}"
 
     def _say(self, text: str) -> None:
         if self._bar is not None:
@@ -140,9 +149,9 @@ class Progress:
         if event.kind in ("chunk", "failure", "start"):
             figures = "  ".join(self._figures(event))
             self._bar.update(self._task, total=event.total or None, completed=event.done, description="mapping", figures=figures)
+        elif event.kind == "worker":
+            self._say(event.text)
         elif event.kind not in TOLD:
-            if event.kind == "worker":
-                self._say(event.text)
             self._bar.update(self._task, description=plain(event.text)[:60])
 
     def _open_bar(self) -> None:
@@ -151,17 +160,20 @@ class Progress:
         from rich.progress import Progress as Bar
         from rich.table import Column
 
+        def whole() -> Column:
+            return Column(no_wrap=True, overflow="ellipsis")
+
         def text(field: str) -> TextColumn:
-            return TextColumn(field, markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
+            return TextColumn(field, markup=False, table_column=whole())
 
         self._bar = Bar(
             SpinnerColumn(),
             text("{task.description}"),
-            BarColumn(bar_width=12),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=12, table_column=whole()),
+            MofNCompleteColumn(table_column=whole()),
             text(self._unit),
-            TimeElapsedColumn(),
-            text("{task.fields[figures]}"),
+            TimeElapsedColumn(table_column=whole()),
+            TextColumn("{task.fields[figures]}", markup=False, table_column=Column()),  # two lines where it is narrow
             console=Console(stderr=True, highlight=False),
             transient=True,
         )

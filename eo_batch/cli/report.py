@@ -11,8 +11,10 @@ import inspect
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
+import textwrap
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,6 +26,8 @@ from eo_batch.core.errors import EXIT_STATUS, ConfigError, EoBatchError
 
 EXIT_STATUSES = "Exit status: " + ", ".join(f"{status} {meaning}" for status, meaning in EXIT_STATUS.items()) + "."
 INTERRUPTED = 130
+NARROWEST = 24
+"""Characters that the last column of a table needs for words to be wrapped in it."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines on stdout.")]
 RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run: its folder, or s3://BUCKET/PREFIX.")]
@@ -67,7 +71,10 @@ def print_json(value: Any) -> None:
 
 
 def print_table(rows: Iterable[tuple[object, ...]], *, header: tuple[str, ...] = (), title: str = "") -> None:
-    """Rows as aligned columns on stdout, readable without colour; numbers to the right."""
+    """Rows as aligned columns on stdout, readable without colour; numbers to the right.
+
+    On a terminal that is too narrow the last column is continued below itself.
+    """
     cells = [[plain(cell) for cell in row] for row in rows]
     if title:
         print(plain(title))
@@ -77,8 +84,15 @@ def print_table(rows: Iterable[tuple[object, ...]], *, header: tuple[str, ...] =
     widths = [max(len(row[column]) for row in every if column < len(row)) for column in range(max(map(len, every)))]
     right = [all(_is_number(row[column]) for row in cells if column < len(row)) for column in range(len(widths))]
 
+    begin = sum(widths[:-1]) + 2 * (len(widths) - 1)
+    room = shutil.get_terminal_size().columns - begin if sys.stdout.isatty() else 0
+
     def line(row: list[str]) -> str:
-        return "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=False)).rstrip()
+        text = "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=False)).rstrip()
+        if room < NARROWEST or len(text) <= begin + room or row[-1].startswith("eo-batch "):  # a command is to be copied
+            return text
+        pieces = textwrap.wrap(text[begin:], room, break_long_words=False, break_on_hyphens=False)
+        return text[:begin] + ("\n" + " " * begin).join(pieces)
 
     if header:
         print(line(list(header)))

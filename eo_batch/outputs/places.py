@@ -78,7 +78,7 @@ def place_of(text: str | Path) -> Place:
     if scheme is None:
         return Place("", os.path.realpath(written))
     if not written.startswith("s3://"):
-        shown = f"{scheme[1]}:"
+        shown = f"{scheme[1]}://..."
         why = "give it as text: a Path shortens //" if isinstance(text, Path) else ""
         raise ConfigError("config-invalid", "no place for a run", where=shown, why=why, fix=_FIX)
     if "@" in written or "?" in written:
@@ -87,7 +87,7 @@ def place_of(text: str | Path) -> Place:
     bucket, _, prefix = written.removeprefix("s3://").partition("/")
     parts = prefix.rstrip("/").split("/") if prefix.rstrip("/") else []
     if not _BUCKET.fullmatch(bucket):
-        raise ConfigError("config-invalid", "no name of a bucket", where=repr(bucket), fix=_FIX)
+        raise ConfigError("config-invalid", "no name of a bucket", where=f"s3://{bucket}", fix=_FIX)
     if any(not part or part.startswith(".") or not part.isprintable() or set(part) & set('\\#%*"<>|^`{}[]~') for part in parts):
         raise ConfigError("config-invalid", "a prefix is made of plain names", where=repr(prefix), fix=_FIX)
     return Place(bucket, "/".join(parts))

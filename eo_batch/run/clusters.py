@@ -50,7 +50,9 @@ def cluster_path(name: str, base: Path) -> Path:
     known = known_clusters(base)
     if name not in known:
         close = difflib.get_close_matches(name, (*NAMES, *known), n=1)
-        hint = f'Did you mean "{close[0]}"? ' if close else ""
+        full = next((text for text in (f"tcp://{name}", f"{name}:8786", f"tcp://{name}:8786") if is_kind(text)), None)
+        meant = full if full is not None and (":" in name or "." in name) else next(iter(close), None)
+        hint = f'Did you mean "{meant}"? ' if meant else ""
         fix = f"{hint}Use one of: {', '.join(NAMES)}; a file: {', '.join(sorted(known)) or 'none found'}; or a path to a .toml."
         raise ConfigError("config-invalid", f'unknown cluster "{name}"', where=WHERE, fix=fix)
     return known[name]

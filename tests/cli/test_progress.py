@@ -33,6 +33,16 @@ def test_quiet_still_says_warnings_and_failures(capsys: pytest.CaptureFixture[st
     assert err.splitlines() == ["warning: took over from pid 12", "failure: chunk t0000/y0000_x0000 failed: asset-corrupt"]
 
 
+def test_a_reason_why_many_chunks_fail_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(as_json=False, quiet=True) as progress:
+        for x in range(3):
+            text = f"chunk t0000/y0000_x000{x} failed: asset-corrupt: {'long ' * 20}"
+            progress.tell(Event("failure", text, data={"code": "asset-corrupt"}))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.count("long") for line in lines] == [20, 0, 0]
+    assert lines[2] == "failure: chunk t0000/y0000_x0002 failed, too: asset-corrupt"
+
+
 def test_without_a_terminal_chunks_do_not_flood_the_log(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress(as_json=False, quiet=False) as progress:
         progress.tell(Event("start", "1,000 of 1,000 chunks to do", 0, 1000))

@@ -145,3 +145,20 @@ def test_errors_survive_a_trip_between_processes() -> None:
     again = copy.copy(error)
     assert isinstance(again, EoBatchError)
     assert (str(again), again.code) == (str(error), error.code)
+
+
+def test_on_a_narrow_terminal_the_last_column_continues_below_itself(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    item, command_line = "of item " + "x" * 50 + ": gone", "eo-batch resume /a/folder/with/a/long/name"
+    print_table([("why", "many words that do not fit beside it"), ("failed", item), ("next", command_line)])
+    assert capsys.readouterr().out.splitlines() == [
+        "why     many words that do not fit",
+        "        beside it",
+        "failed  of item",
+        "        " + "x" * 50 + ":",
+        "        gone",
+        f"next    {command_line}",
+    ]

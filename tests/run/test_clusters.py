@@ -84,3 +84,12 @@ def test_texts_for_a_job_script_are_words_and_lines(line: str) -> None:
 def test_a_pipeline_cannot_start_code_elsewhere(table: str) -> None:
     with pytest.raises(ConfigError, match="a pipeline is data"):
         parse_pipeline(toy_pipeline(extra=table).encode(), where="stranger.toml")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("10.1.2.3:8786", "tcp://10.1.2.3:8786"), ("tcp://10.1.2.3", "tcp://10.1.2.3:8786"), ("head.lan", "tcp://head.lan:8786")],
+)
+def test_half_an_address_is_completed_in_the_hint(written: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=f'Did you mean "{meant}"'):
+        choose_cluster(ClusterSpec(), written, None)

@@ -77,7 +77,7 @@ def compare(store: Store, done: Iterable[ChunkWork] | None = None) -> list[Compa
     foretold = foretold if isinstance(foretold, dict) else {}
     took = measure(works(store) if done is None else done)
     price, currency = _number(plan.get("price_per_hour")), str(plan.get("currency", ""))
-    distinct = _number(plan.get("windows_distinct"))
+    distinct = _number(plan.get("windows_distinct")) if took.chunks == plan.get("chunks") else None
 
     def row(label: str, unit: str, planned: str, measured: float | None, name: str = "") -> Compared:
         return Compared(label, unit, _number(plan.get(planned)), _range(foretold.get(name)), measured)
@@ -86,7 +86,7 @@ def compare(store: Store, done: Iterable[ChunkWork] | None = None) -> list[Compa
     rows = [
         row("chunks", "", "chunks", took.chunks or None),
         row("windows computed", "", "windows", counted, "windows"),
-        row("windows computed more than once", "x", "recomputed", counted / distinct if counted and distinct else None),
+        row("times that a window is computed", "x", "recomputed", counted / distinct if counted and distinct else None),
         row("read", "bytes", "bytes_to_read", took.bytes_read or None, "bytes_read"),
         row("written", "bytes", "disk", None, "bytes_written"),
         row("computing", "s", "seconds", took.computing_s or None, "computing_s"),

@@ -76,7 +76,7 @@ class Pilot:
         rows.append(
             ("range", f"{100 * INSIDE:.0f} %", "of such pilots give a range that holds the truth, if nothing else changes")
         )
-        if not self.are_warm:
+        if not self.are_warm and self.chunks < self.total:
             rows.append(
                 ("too few", f"{self.chunks:,}", f"the first chunks of workers are slower; say --pilot {3 * terms.at_once}")
             )

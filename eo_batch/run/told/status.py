@@ -91,10 +91,18 @@ class Status:
         if self.failures:
             rows.append(("failed with", ", ".join(f"{code} ({count:,})" for code, count in self.failed_by_code.items())))
         rows += [("item fails", f"{item}: {count:,} chunks") for item, count in list(self.failing_items.items())[:SHOWN]]
-        rows += [(f"failed {failure.key}", failure.text) for failure in self.failures[:SHOWN]]
+        rows += self._failed_rows()
         if self.state == "stopped":
             rows.append(("next", f"eo-batch resume {self.path}"))
         return rows
+
+    def _failed_rows(self) -> list[tuple[str, str]]:
+        """One row for each reason, as one broken file can fail hundreds of chunks."""
+        keys: dict[str, list[str]] = {}
+        for failure in self.failures:
+            keys.setdefault(failure.text, []).append(failure.key)
+        more = {text: f" and {len(found) - 1:,} more" if len(found) > 1 else "" for text, found in keys.items()}
+        return [(f"failed {found[0]}{more[text]}", text) for text, found in list(keys.items())[:SHOWN]]
 
     def _pace_rows(self) -> list[tuple[str, str]]:
         if self.pace is None or self.state != "running" or self.seen is None:
@@ -105,9 +113,11 @@ class Status:
         rows = [("pace", ", ".join(figures))] if figures else []
         for worker in self.pace.workers[: 2 * SHOWN]:
             heard = max(0.0, (self.seen - worker.last_time).total_seconds())
-            what = "lost" if worker.is_lost else f"{worker.last or 'no chunk yet'}, {duration_text(heard)} ago"
-            at = f" on {worker.host}" if worker.host else ""
-            rows.append((f"worker {worker_text(worker.name)}", f"{what}{at}; {worker.chunks:,} chunks lately"))
+            what = "lost" if worker.is_lost else worker.last or "no chunk yet"
+            at = f", on {worker.host}" if worker.host else ""
+            chunks = "1 chunk" if worker.chunks == 1 else f"{worker.chunks:,} chunks"
+            told = f"{what}, {duration_text(heard)} ago{at}; {chunks} lately"
+            rows.append((f"worker {worker_text(worker.name)}", told))
         if len(self.pace.workers) > 2 * SHOWN:
             rows.append(("workers", f"{len(self.pace.workers) - 2 * SHOWN:,} more"))
         return rows

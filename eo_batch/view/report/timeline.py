@@ -25,7 +25,8 @@ def timeline_section(facts: RunFacts) -> str:
     timed = [row for row in facts.chunks if row.work.began is not None]
     clock = clock_of([_span(row) for row in timed])
     if clock is None:
-        return section("Timeline", paragraph("The receipts of this run do not tell when chunks were made.", kind="note"))
+        why = "The receipts of this run do not tell when chunks were made." if facts.chunks else "No chunk is finished yet."
+        return section("Timeline", paragraph(why, kind="note"))
     keys = legend([("reading", STAGES["read"]), ("segmenting", STAGES["score"]), ("tracing, writing", STAGES["other"])])
     return section("Timeline", keys, _lines(facts, timed, clock), _notes(facts), *_rates(facts, timed, clock))
 
