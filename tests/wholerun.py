@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import commandline
 from rundigest import file_digests
 from servers.files import FileServer
 from toy import toy_bbox
-from typer.testing import CliRunner
-
-from eo_batch.cli.main import app
 
 SIZE = 200
 CHUNKS = 4
@@ -28,12 +23,12 @@ RESULTS = ("masks.zarr/", "parts/", "footprints.parquet")
 
 
 def invoke(*arguments: object) -> tuple[int, str, str]:
-    """(exit status, stdout, stderr) of a command in this process; text is checked for what must never be printed."""
-    answer = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    printed = answer.stdout + answer.stderr
+    """`commandline.invoke`; text is checked for what must never be printed."""
+    answer = commandline.invoke(*arguments)
+    printed = answer[1] + answer[2]
     assert "Traceback" not in printed
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202e]", printed), "a control character reached the terminal"
-    return answer.exit_code, answer.stdout, answer.stderr
+    return answer
 
 
 def run(toy: Path, *more: object) -> tuple[int, str, str]:
@@ -130,31 +125,3 @@ def finishes(toy: Path, golden: dict[str, str]) -> None:
     status, _, err = resume(toy)
     assert status == 0, err
     assert results(toy / "run") == golden
-
-
-def eo_batch(*arguments: object) -> list[str]:
-    """A command line that starts a process."""
-    return [sys.executable, "-m", "eo_batch.cli", *map(str, arguments)]
-
-
-def receipts(out: Path) -> int:
-    """Receipts of a run."""
-    return sum(1 for _ in (out / "receipts").rglob("*.json")) if (out / "receipts").exists() else 0
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 120.0) -> bool:
-    """Whether `true` became so in time."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.005)
-    return True
-
-
-def start_until(out: Path, command: Sequence[str], count: int, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """Start a run and return when it has `count` receipts more than before, or has ended."""
-    goal = receipts(out) + count
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env)
-    wait_until(lambda: receipts(out) >= goal or process.poll() is not None)
-    return process

@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from drivers import eo_batch, receipts, start_until, wait_until
 from rundigest import file_digests
-from wholerun import eo_batch, finishes, invoke, receipts, results, resume, run, start_until, wait_until
+from wholerun import finishes, invoke, results, resume, run
 
 from eo_batch.core.records import FORMAT
 from eo_batch.run import lease

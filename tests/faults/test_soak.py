@@ -15,10 +15,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from drivers import eo_batch, receipts
 from rundigest import file_digests
 from servers.files import Fault, FileServer
 from toy import make_toy, toy_pipeline
-from wholerun import eo_batch, invoke, over_http, receipts
+from wholerun import invoke, over_http
 
 FAULTS = (Fault("status", 500), Fault("status", 503), Fault("reset"), Fault("short"), Fault("clean-short"))
 SHARE = 0.1

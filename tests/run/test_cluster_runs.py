@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import chunkwork
 import pytest
-import workerwork
+from drivers import eo_batch, receipts, start_until
 from rundigest import file_digests, newest_digests
 from servers.dask_cluster import DaskCluster, dask_cluster
 from toy import make_toy, toy_pipeline
@@ -27,6 +24,7 @@ from eo_batch.run.later.extend import add_prompts
 from eo_batch.run.later.rethreshold import rethreshold
 from eo_batch.run.request import load_pipeline
 from eo_batch.run.told.events import Event
+from eo_batch.run.told.status import run_status
 
 CHUNKS = 16
 
@@ -62,16 +60,7 @@ def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
         yield cluster
 
 
-@pytest.fixture
-def brittle(tmp_path: Path) -> Iterator[DaskCluster]:
-    """A cluster to be broken."""
-    with dask_cluster(tmp_path / "dask", workers=2) as cluster:
-        yield cluster
-
-
-@pytest.mark.parametrize(
-    "kind", ["local", "local:2", pytest.param("local:1", marks=pytest.mark.slow), pytest.param("local:4", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("kind", ["local", *(pytest.param(f"local:{count}", marks=pytest.mark.slow) for count in (1, 2, 4))])
 def test_f12_any_number_of_workers_gives_the_same_bytes(toy: Path, golden: dict[str, str], tmp_path: Path, kind: str) -> None:
     assert start_run(load_pipeline(toy / "pipeline.toml"), tmp_path / "run", executor=kind).exit_status == 0
     assert file_digests(tmp_path / "run") == golden
@@ -101,13 +90,14 @@ def test_prompts_are_added_and_thresholds_changed_by_worker_processes(
 
 
 def test_a06_a_chunk_that_ends_every_worker_fails_and_the_others_are_made(
-    toy: Path, golden: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: Path, golden: dict[str, str], lasting: DaskCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[Event] = []
+    pipeline = load_pipeline(toy / "pipeline.toml")
     with monkeypatch.context() as patch:
-        patch.setattr(sitting, "execute", workerwork.deadly_chunk)
+        patch.setattr(sitting, "execute", chunkwork.deadly_chunk)
         patch.setattr(dispatch, "DEATHS", 2)  # each of them is a process to be started again
-        summary = start_run(load_pipeline(toy / "pipeline.toml"), tmp_path / "run", executor="local:2", listener=events.append)
+        summary = start_run(pipeline, tmp_path / "run", executor=lasting.address, listener=events.append)
     assert (summary.exit_status, summary.failed, summary.done + summary.empty) == (3, 1, CHUNKS - 1)
     failure = next(event for event in events if event.kind == "failure")
     assert failure.data == {"key": "t0000/y0001_x0001", "code": "worker-lost"}
@@ -120,7 +110,7 @@ def test_a05_a_chunk_that_loses_its_worker_once_is_made_again_and_says_so(
     toy: Path, golden: dict[str, str], lasting: DaskCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[Event] = []
-    monkeypatch.setattr(sitting, "execute", workerwork.chunk_that_is_unlucky_once)
+    monkeypatch.setattr(sitting, "execute", chunkwork.chunk_that_is_unlucky_once)
     pipeline = load_pipeline(toy / "pipeline.toml")
     summary = start_run(pipeline, tmp_path / "run", executor=lasting.address, listener=events.append)
     assert summary.exit_status == 0
@@ -130,32 +120,34 @@ def test_a05_a_chunk_that_loses_its_worker_once_is_made_again_and_says_so(
     assert attempts["t0000/y0001_x0001"] == 2
 
 
-def test_a09_without_its_scheduler_a_run_stops_and_keeps_what_it_has(
-    toy: Path, slow_golden: dict[str, str], brittle: DaskCluster, tmp_path: Path
-) -> None:
-    def listen(event: Event) -> None:
-        if event.kind == "chunk" and event.done == 3:
-            brittle.scheduler.kill()
+def test_a09_without_its_scheduler_a_run_stops_and_keeps_what_it_has(toy: Path, golden: dict[str, str], tmp_path: Path) -> None:
+    with dask_cluster(tmp_path / "dask") as brittle:
+        brittle.add_worker("--no-nanny")
 
-    with pytest.raises(ResourceError, match=r"store and receipts are intact, \d+ chunks remain.*eo-batch resume") as found:
-        start_run(load_pipeline(toy / "slow.toml"), tmp_path / "run", executor=brittle.address, listener=listen)
+        def listen(event: Event) -> None:
+            if event.kind == "chunk" and event.done == 3:
+                brittle.scheduler.kill()
+
+        with pytest.raises(ResourceError, match=r"store and receipts are intact, \d+ chunks remain.*eo-batch resume") as found:
+            start_run(load_pipeline(toy / "pipeline.toml"), tmp_path / "run", executor=brittle.address, listener=listen)
     assert (found.value.code, found.value.exit_status) == ("cluster-lost", 4)
-    assert len(list((tmp_path / "run" / "receipts").rglob("*.json"))) >= 3
+    assert receipts(tmp_path / "run") >= 3
     assert resume_run(tmp_path / "run", executor="serial").exit_status == 0
-    assert file_digests(tmp_path / "run") == slow_golden
+    assert file_digests(tmp_path / "run") == golden
 
 
 def test_a12_a_worker_that_is_preempted_leaves_nothing_half_written(
-    toy: Path, slow_golden: dict[str, str], brittle: DaskCluster, tmp_path: Path
+    toy: Path, slow_golden: dict[str, str], lasting: DaskCluster, tmp_path: Path
 ) -> None:
+    leaves, run = lasting.add_worker(), tmp_path / "run"
+
     def listen(event: Event) -> None:
         if event.kind == "chunk" and event.done == 3:
-            brittle.workers[0].terminate()
+            leaves.terminate()
 
-    run = tmp_path / "run"
-    summary = start_run(load_pipeline(toy / "slow.toml"), run, executor=brittle.address, listener=listen)
+    summary = start_run(load_pipeline(toy / "slow.toml"), run, executor=lasting.address, listener=listen)
     assert summary.exit_status == 0
-    assert brittle.workers[0].wait(timeout=60) is not None
+    assert leaves.wait(timeout=60) is not None
     assert not list(run.rglob("*.partial"))
     assert file_digests(run) == slow_golden
 
@@ -164,43 +156,24 @@ def test_a11_a_killed_driver_is_followed_at_once_by_another_while_workers_go_on(
     toy: Path, slow_golden: dict[str, str], lasting: DaskCluster, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    process = start_driver(run, toy / "slow.toml", lasting.address)
-    wait_for_receipts(process, run, 3)
+    process = start_until(run, eo_batch("run", toy / "slow.toml", "--out", run, "--cluster", lasting.address), 3)
     process.kill()
-    process.wait()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     assert resume_run(run, executor=lasting.address).exit_status == 0
     assert file_digests(run) == slow_golden
 
 
 def test_a07_ctrl_c_of_a_terminal_drains_worker_processes_too(toy: Path, slow_golden: dict[str, str], tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start_driver(run, toy / "slow.toml", "local:2", start_new_session=True)
-    wait_for_receipts(process, run, 2)
+    command = eo_batch("run", toy / "slow.toml", "--out", run, "--cluster", "local:1")
+    process = start_until(run, command, 2, start_new_session=True)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGINT)  # what a terminal does: every process of the group hears it
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
     assert b"eo-batch resume" in errors
     assert not list(run.rglob("*.partial"))
-    status = json.loads((subprocess.run(eo_batch("status", run, "--json"), check=True, capture_output=True)).stdout)
-    assert status["failed"] == 0
+    assert run_status(run).failures == ()
     assert resume_run(run, executor="serial").exit_status == 0
     assert file_digests(run) == slow_golden
-
-
-def eo_batch(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "eo_batch.cli", *map(str, arguments)]
-
-
-def start_driver(run: Path, pipeline: Path, cluster: str, **options: object) -> subprocess.Popen[bytes]:
-    command = eo_batch("run", pipeline, "--out", run, "--cluster", cluster)
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload]
-
-
-def wait_for_receipts(process: subprocess.Popen[bytes], run: Path, count: int) -> None:
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if (run / "receipts").exists() and len(list((run / "receipts").rglob("*.json"))) >= count:
-            return
-        time.sleep(0.01)
-    raise AssertionError(process.communicate(timeout=60))

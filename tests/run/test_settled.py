@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from rundigest import file_digests
-from servers.dask_cluster import dask_cluster
+from servers.dask_cluster import DaskCluster, dask_cluster
 from tinyclipseg import make_tiny, tiny_pipeline
 from toy import make_toy, toy_pipeline
 
@@ -101,6 +102,14 @@ def test_the_device_that_was_found_is_written_and_its_question_is_not_another_ru
         assert resume_run(toy / "device", request=asked, executor="serial").complete
 
 
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
+    """A cluster that others have started."""
+    with dask_cluster(tmp_path_factory.mktemp("dask")) as cluster:
+        cluster.add_worker("--no-nanny")
+        yield cluster
+
+
 @pytest.fixture
 def begun_on_a_gpu(toy: Path, weights: Path, tmp_path: Path) -> Path:
     """A run that a driver with a GPU has begun, as this machine finds it."""
@@ -112,17 +121,15 @@ def begun_on_a_gpu(toy: Path, weights: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("cluster", ["serial", "local:1"])
-def test_a_run_of_a_gpu_is_not_computed_on_a_cpu_instead(begun_on_a_gpu: Path, cluster: str) -> None:
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_a_run_of_a_gpu_is_not_computed_on_a_cpu_instead(begun_on_a_gpu: Path, elsewhere: DaskCluster, where: str) -> None:
     with pytest.raises(ResourceError, match="no-gpu"):
-        resume_run(begun_on_a_gpu, executor=cluster)
+        resume_run(begun_on_a_gpu, executor=elsewhere.address if where == "elsewhere" else "serial")
     assert not list((begun_on_a_gpu / "receipts").rglob("*.json"))
     assert not list((begun_on_a_gpu / "failures").rglob("*.json"))
 
 
-def test_a_worker_with_another_segmenter_than_the_run_is_refused(
-    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_with_another_segmenter_than_the_run_is_refused(toy: Path, tmp_path: Path) -> None:
     """Such as one that found no GPU where a run of an older release left the device open."""
     inputs = make_inputs_of(mean_request(toy))
     write_inputs(Generation(tmp_path), inputs, segmenter=SegmenterIdentity("window-mean", "d" * 64), version=__version__)
@@ -187,19 +194,19 @@ def test_workers_with_different_weights_are_refused() -> None:
         agree({"w0": told("cuda", 4, "a"), "w1": told("cuda", 4, "b")})
 
 
-def test_workers_elsewhere_are_asked_and_the_run_is_that_of_one_process(toy: Path, weights: Path, tmp_path: Path) -> None:
+def test_workers_elsewhere_are_asked_and_the_run_is_that_of_one_process(
+    toy: Path, weights: Path, elsewhere: DaskCluster, tmp_path: Path
+) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU: nobody is asked")
     text = tiny_pipeline(str(weights), size=SIZE, chunk_px=64, options='device = "auto"')
     request, waited = request_of(toy, text, edit=("batch = 2", 'batch = "auto"')), []
     start_run(request, tmp_path / "here", executor="serial")
-    (tmp_path / "dask").mkdir()
-    with dask_cluster(tmp_path / "dask", workers=1) as cluster:
-        start_run(
-            request,
-            tmp_path / "there",
-            executor=cluster.address,
-            listener=lambda event: waited.append(event.text) if event.kind == "wait" else None,
-        )
+    start_run(
+        request,
+        tmp_path / "there",
+        executor=elsewhere.address,
+        listener=lambda event: waited.append(event.text) if event.kind == "wait" else None,
+    )
     assert "asking the workers for their device and for the batch that fits" in waited
     assert file_digests(tmp_path / "there") == file_digests(tmp_path / "here")
