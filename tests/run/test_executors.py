@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import ssl
@@ -43,6 +44,15 @@ def pool(request: pytest.FixtureRequest) -> Iterator[Executor]:
 def cluster(tmp_path: Path) -> Iterator[DaskCluster]:
     with dask_cluster(tmp_path / "dask", workers=1) as cluster:
         yield cluster
+
+
+def test_dask_prints_nothing_of_its_own_while_a_pool_is_open() -> None:
+    names = ("distributed.client", "distributed.scheduler", "asyncio")
+    pytest.importorskip("distributed")  # sets levels when it is imported
+    before = [logging.getLogger(name).getEffectiveLevel() for name in names]
+    with make_executor(ClusterSpec(workers=1)):
+        assert not any(logging.getLogger(name).isEnabledFor(logging.ERROR) for name in names)
+    assert [logging.getLogger(name).getEffectiveLevel() for name in names] == before
 
 
 def test_every_task_has_one_outcome(pool: Executor) -> None:

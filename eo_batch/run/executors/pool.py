@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +20,8 @@ Say = Callable[[str], None]
 LOOPBACK = "127.0.0.1:0"
 CLOSE_S = 10.0
 SAY_EVERY_S = 15.0
+NOISY = ("distributed", "distributed.client", "tornado.application", "asyncio")
+"""Loggers that print traces about connections and workers that are lost: what matters of it is told by us."""
 
 
 def silence(text: str) -> None:
@@ -49,7 +52,15 @@ class PoolExecutor:
         return max(len(self._client.nthreads()), crew_of(self._cluster).processes)
 
     def __enter__(self) -> Any:
-        self._client = forgetful(self._open())
+        import distributed  # noqa: F401 (it sets levels of its own when it is imported)
+
+        self._levels = {name: logging.getLogger(name).level for name in NOISY}
+        _set_levels(dict.fromkeys(NOISY, logging.CRITICAL))
+        try:
+            self._client = forgetful(self._open())
+        except BaseException:
+            _set_levels(self._levels)
+            raise
         try:
             self._wait_for_a_worker()
             self._check()
@@ -69,6 +80,7 @@ class PoolExecutor:
         if cluster is not None:
             with suppress(TimeoutError):
                 cluster.close(timeout=CLOSE_S)
+        _set_levels(self._levels)
 
     @property
     def dashboard(self) -> str:
@@ -139,6 +151,11 @@ def forgetful(client: Any) -> Any:
 
     client._graph_to_futures = send_unnoted
     return client
+
+
+def _set_levels(levels: Mapping[str, int]) -> None:
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def _nobody(worker: str, state: str) -> None:
