@@ -29,10 +29,13 @@ Cluster = Annotated[
     typer.Option(
         metavar="CLUSTER",
         help="Who computes: local (threads of this process), serial, local:N (N processes), gpus, slurm, pbs, tcp://HOST:PORT; "
-        "a name of `eo-batch clusters list`; or a path to such a .toml.",
+        "a name of `eo-batch clusters list`; or a path to such a .toml. Default: as the pipeline says, or local.",
     ),
 ]
-Workers = Annotated[int | None, typer.Option(min=1, max=256, help="Chunks computed at once. Never changes the result.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, max=1000, help="Chunks at once (local), or worker processes (elsewhere). Never changes the result."),
+]
 PilotFolder = Annotated[
     str | None,
     typer.Option(

@@ -134,7 +134,7 @@ class Plan:
                 f"{self.recomputed:.2f}x: windows that two chunks share are {self._shared_work}",
             ),
             ("batch", f"{self.batch}", "windows per call: part of what the run is"),
-            ("to read", gb(self.bytes_to_read), "decoded pixels"),
+            ("to read", gb(self.bytes_to_read), "decoded pixels at most: scenes that are not needed are left out"),
             ("workers", self._workers, self.cluster),
             *self._memory_rows(),
             *self._feature_rows(),
