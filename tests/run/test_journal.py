@@ -79,3 +79,12 @@ def test_lines_that_cannot_be_read_are_left_out(tmp_path: Path, text: str) -> No
     good = json.dumps({"event": "start", "time": "2026-05-01T12:00:00+00:00"})
     Store(tmp_path).put("events/000001/000001.jsonl", f"{text}\n{good}\n".encode())
     assert kinds(Store(tmp_path)) == ["start"]
+
+
+def test_a_segment_larger_than_any_of_ours_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    with journal(store, 1, lambda event: None) as tell:
+        tell(Event("warning", "a line"))
+    assert list(read_journal(store, 1))
+    monkeypatch.setattr("eo_batch.run.told.journal.MAX_SEGMENT_BYTES", 10)
+    assert list(read_journal(store, 1)) == []

@@ -85,6 +85,8 @@ def open_processes(cluster: ClusterSpec, environments: list[dict[str, str]], *, 
         try:
             spec = SpecCluster(workers=workers, scheduler=scheduler, security=security, silence_logs=logging.CRITICAL)
         except RuntimeError as error:  # killed, or out of memory, before it could say that it is there
-            why, fix = redact(error), "Give it more memory or fewer workers, then continue with `eo-batch resume RUN`."
+            fix = "Give it more memory or fewer workers, then continue with `eo-batch resume RUN`."
+            fix += ' A script that starts a run has to do so under `if __name__ == "__main__":`.'
+            why = redact(error)
             raise ResourceError("cluster-lost", "a worker process ended while it started", why=why, fix=fix) from None
     return Client(spec, set_as_default=False)

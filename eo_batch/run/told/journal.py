@@ -24,6 +24,8 @@ from eo_batch.version import __version__
 FOLDER = "events"
 LINES = 500
 """Lines of a segment."""
+MAX_SEGMENT_BYTES = 32_000_000
+"""A larger one is not of ours, and not read."""
 FLUSH_S = 10.0
 """A line is on disk after so many seconds at the latest."""
 KEPT = ("start", "chunk", "failure", "worker", "merge", "publish", "warning")
@@ -156,7 +158,7 @@ def _segments(store: Store, epoch: int) -> list[str]:
 
 def _lines(store: Store, path: str) -> Iterator[Line]:
     try:
-        data = store.get(path)
+        data = store.get(path) if store.size(path) <= MAX_SEGMENT_BYTES else b""
     except FileNotFoundError:
         return
     for text in data.decode("utf-8", "replace").splitlines():
