@@ -104,12 +104,18 @@ def refused(toy: Path, status: int, *parts: str) -> str:
 
 
 def failed(outcome: tuple[int, str, str], toy: Path, *parts: str) -> list[str]:
-    """Lines of a run that ended with 3: one for each failed chunk, each with all `parts`; nothing half-written is left."""
+    """Lines of a run that ended with 3: one for each failed chunk, each reason with all `parts`; nothing half-written is left."""
     status, _, err = outcome
     lines = [line for line in err.splitlines() if not line.startswith("warning: item ")]
     assert (status, bool(lines)) == (3, True), err
+    codes = set()
     for line in lines:
         assert line.startswith("failure: chunk t0000/y000"), line
+        _, is_repeated, code = line.partition(" failed, too: ")
+        if is_repeated:  # its reason was told before
+            assert code in codes, line
+            continue
+        codes.add(line.partition(" failed: ")[2].partition(":")[0])
         for part in parts:
             assert part in line, line
     assert not (toy / "run" / "COMPLETE.json").exists()

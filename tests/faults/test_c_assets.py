@@ -196,13 +196,9 @@ def test_c05_a_signature_that_ends_during_the_run_is_renewed(toy: Path, golden: 
 @pytest.mark.usefixtures("impatient")
 def test_c05_a_signature_that_stays_refused_is_renewed_twice_and_then_told(toy: Path, golden: dict[str, str], signed) -> None:
     signer = Signer(toy, *signed, ends_after=12, renews=False)
-    status, _, err = run(toy)
-    assert status == 3
-    assert err
-    for line in err.splitlines():
-        assert "asset-forbidden" in line, line
-        assert "HTTP 403 from 127.0.0.1 (re-sign failed 2 times)" in line
-        assert "token1" not in line
+    outcome = run(toy)
+    failed(outcome, toy, "asset-forbidden", "HTTP 403 from 127.0.0.1 (re-sign failed 2 times)")
+    assert "token1" not in outcome[2]
     signer.number = 1
     finishes(toy, golden)
 
@@ -212,11 +208,7 @@ def test_c06_a_service_that_gives_ended_tokens_is_told_before_any_read(toy: Path
     store, service = signed
     signer = Signer(toy, store, service, ends_after=0)
     signer.give("2020-01-01T00:00:00Z")
-    status, _, err = run(toy)
-    assert status == 3
-    for line in err.splitlines():
-        assert "asset-forbidden" in line
-        assert "token from signer is already expired" in line
+    failed(run(toy), toy, "asset-forbidden", "token from signer is already expired")
     assert store.asked == []
     signer.give("2099-01-01T00:00:00Z")
     finishes(toy, golden)

@@ -273,9 +273,7 @@ def test_g10_a_pipeline_that_is_not_toml_is_refused(toy: Path, content: bytes, p
 def test_g12_an_item_id_in_a_failure_is_escaped(toy: Path) -> None:
     spoil_item(toy, lambda item: item.update(id="\x1b[2Jevil\n2024 forged line"))
     (toy / BAD).write_bytes(b"")
-    status, _, err = run(toy)
-    assert status == 3
-    assert all(
-        line.startswith(("failure: ", "warning: item ")) and r"\x1b[2Jevil\n2024 forged line" in line for line in err.splitlines()
-    )
+    outcome = run(toy)
+    failed(outcome, toy, r"\x1b[2Jevil\n2024 forged line")
+    assert all(line.startswith(("failure: ", "warning: item ")) for line in outcome[2].splitlines())
     invoke("status", toy / "run")

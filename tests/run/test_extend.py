@@ -209,7 +209,7 @@ def test_until_it_is_published_readers_see_the_run_as_it_was(stopped: Path, base
     assert len(seen.footprints()) == len(open_run(base).footprints())
     assert len(seen.items) == 4
     assert make_products(stopped).boxes.keys() == {"bright"}
-    assert [path.name for path in export_run(stopped, tmp_path / "maps")][-1] == "footprints.gpkg"
+    assert Path(export_run(stopped, tmp_path / "maps")[-1]).name == "footprints.gpkg"
     status = run_status(stopped)
     assert (status.state, status.adding) == ("stopped", ("dark", "solar panel"))
     assert 0 < status.finished < status.total
