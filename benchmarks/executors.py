@@ -32,9 +32,9 @@ def main() -> None:
     from toy import make_toy, toy_pipeline
 
     arguments = argparse.ArgumentParser()
-    arguments.add_argument("--size", type=int, default=900, help="pixels along a side of the region")
-    arguments.add_argument("--cost", type=int, default=200, help="multiplications for nothing, per window")
-    arguments.add_argument("--repeats", type=int, default=5)
+    arguments.add_argument("--size", type=int, default=1200, help="pixels along a side of the region")
+    arguments.add_argument("--cost", type=int, default=2500, help="multiplications for nothing, per window")
+    arguments.add_argument("--repeats", type=int, default=3)
     asked = arguments.parse_args()
     print(machine(), f"load {os.getloadavg()[0]:.1f}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
