@@ -246,41 +246,37 @@ def conduct(
     if done is not None:
         return done
     with journal(store, lease.epoch, listener) as noted:
-        return _sit_and_publish(store, inputs, segmenter, lease, cluster, allow_failed, noted, began, only)
+        sitting = _sit_down(store, inputs, segmenter, only=only, cluster=cluster, allow_failed=allow_failed, listener=noted)
+        failed = sitting.counts["failed"]
+        if sitting.interrupted or sitting.unfinished or failed > allow_failed:
+            return _summary(store, sitting, began)
+        lease.check()
+        _withdraw(store, inputs, segmenter, noted)
+        marker = merge_and_publish(store, inputs, segmenter, failed=failed, lease=lease, listener=noted)
+        return _summary(store, sitting, began, marker)
 
 
-def _sit_and_publish(
-    store: Generation,
-    inputs: RunInputs,
-    segmenter: SegmenterIdentity,
-    lease: Lease,
-    cluster: ClusterSpec,
-    allow_failed: int,
-    listener: Listener,
-    began: float,
-    only: Sequence[Index] | None,
-) -> RunSummary:
-    """What `conduct` does, listened to by the journal."""
+def _sit_down(
+    store: Generation, inputs: RunInputs, segmenter: SegmenterIdentity, *, only: Sequence[Index] | None, **settings: Any
+) -> Sitting:
+    """The sitting that computes what is missing, or an earlier generation's that was interrupted."""
     if store.number == 0:
         _create_cube(store, inputs, segmenter)  # what is computed can be looked at while the rest is
-    settings: Any = {"cluster": cluster, "allow_failed": allow_failed, "listener": listener}
     for earlier in generations(store.where)[: store.number]:  # they lack chunks only after a repair
         sitting = sit(earlier, read_inputs(earlier), **settings)
         if sitting.interrupted:
-            return _summary(store, sitting, began)
-    sitting = sit(store, inputs, only=only, **settings)
-    failed = sitting.counts["failed"]
-    if sitting.interrupted or sitting.unfinished or failed > allow_failed:
-        return _summary(store, sitting, began)
-    lease.check()
+            return sitting
+    return sit(store, inputs, only=only, **settings)
+
+
+def _withdraw(store: Generation, inputs: RunInputs, segmenter: SegmenterIdentity, listener: Listener) -> None:
+    """Take back what was published of the generation before, where there is one: readers saw it and nothing else until here."""
     if store.number:
         if store.exists("COMPLETE.json") and store.exists(BOXES):
             text = f"{PRODUCTS}/ holds the map as it was: `eo-batch products {store.where}` makes it anew"
             listener(Event("warning", text))
-        store.delete("COMPLETE.json")  # of the generation before: readers saw it and nothing else until here
+        store.delete("COMPLETE.json")
         _create_cube(store, inputs, segmenter)
-    marker = merge_and_publish(store, inputs, segmenter, failed=failed, lease=lease, listener=listener)
-    return _summary(store, sitting, began, marker)
 
 
 def _summary(store: Store, sitting: Sitting, began: float, marker: dict[str, Any] | None = None) -> RunSummary:
