@@ -37,7 +37,10 @@ class Fault:
 
 @dataclass
 class Asked:
-    """One request as the server saw it."""
+    """One request as the server saw it.
+
+    status : of the answer; 0 as long as, or if, there is none.
+    """
 
     method: str
     path: str
@@ -127,9 +130,10 @@ def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
             parts = urlsplit(self.path)
             start, stop = self._range()
             fault = server._next_fault(parts.path, stop or 0)
-            status = self._serve(parts.path, parts.query, start, stop, fault, body_wanted)
-            with server._lock:
-                server.asked.append(Asked(self.command, parts.path, parts.query, start, status))
+            self._asked = Asked(self.command, parts.path, parts.query, start, 0)
+            with server._lock:  # before it is answered: whoever has the answer may count
+                server.asked.append(self._asked)
+            self._serve(parts.path, parts.query, start, stop, fault, body_wanted)
 
         def _range(self) -> tuple[int | None, int | None]:
             value = self.headers.get("Range", "")
@@ -140,16 +144,16 @@ def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
 
         def _serve(
             self, path: str, query: str, start: int | None, stop: int | None, fault: Fault | None, body_wanted: bool
-        ) -> int:
+        ) -> None:
             if fault and fault.kind == "reset":
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
                 self.close_connection = True
-                return 0
+                return
             if fault and fault.kind == "hang":
                 server._stop.wait(30)
                 self.close_connection = True
-                return 0
+                return
             if fault and fault.kind == "status":
                 return self._send(fault.code, b"", dict(fault.headers), body_wanted)
             if server.tokens and parse_qs(query).get("sig", [""])[0] not in server.tokens:
@@ -174,7 +178,8 @@ def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
             return self._send(206, body, headers, body_wanted, kind=fault.kind if fault else "")
 
-        def _send(self, status: int, body: bytes, headers: dict[str, str], body_wanted: bool, *, kind: str = "") -> int:
+        def _send(self, status: int, body: bytes, headers: dict[str, str], body_wanted: bool, *, kind: str = "") -> None:
+            self._asked.status = status
             self.send_response(status)
             for name, value in {"Content-Length": str(len(body)), **headers}.items():
                 self.send_header(name, value)
@@ -185,7 +190,6 @@ def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
                 self.wfile.flush()
                 self.connection.shutdown(socket.SHUT_RDWR)
                 self.close_connection = True
-            return status
 
         def _body(self, body: bytes, kind: str) -> None:
             if kind == "slow":
