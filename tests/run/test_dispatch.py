@@ -35,18 +35,17 @@ class Future:
 class Client:
     """A client whose scheduler has two workers, or does not answer."""
 
-    scheduler = type("Scheduler", (), {"ncores": None})
+    scheduler = type("Scheduler", (), {"ncores": "ncores", "retire_workers": "retire_workers"})
 
     def __init__(self, *, is_there: bool) -> None:
         self.is_there, self.retired = is_there, []
 
-    def sync(self, *arguments: Any, **options: Any) -> dict[str, int]:
+    def sync(self, question: str, *, workers: list[str] | None, **options: Any) -> dict[str, int]:
         if not self.is_there:
             raise CommClosedError
+        if question == "retire_workers":
+            self.retired += workers or []
         return {"tcp://a": 1, "tcp://b": 1}
-
-    def retire_workers(self, workers: list[str]) -> None:
-        self.retired += workers
 
 
 def begun(*, is_there: bool = True) -> tuple[Dispatch, Client]:

@@ -263,7 +263,9 @@ def test_where_no_worker_comes_it_is_said(tmp_path: Path) -> None:
 
 def test_workers_with_other_software_are_refused() -> None:
     class Versions:
-        def get_versions(self, packages: list[str]) -> dict:
+        _get_versions = None
+
+        def sync(self, question: None, *, packages: list[str], callback_timeout: float) -> dict:
             here = {"python": "3.11.7.final.0", "numpy": "2.4.6", "torch": "2.13.0+cpu"}
             same = {**here, "python": "3.11.9.final.0", "torch": "2.13.0+cu128"}
             other = {**here, "numpy": "2.3.0"}

@@ -20,7 +20,7 @@ from typing import Any
 from eo_batch.core.clusters import ClusterSpec
 from eo_batch.core.errors import ConfigError
 from eo_batch.core.hrefs import redact
-from eo_batch.run.executors.local import ONE_THREAD, PROCESS
+from eo_batch.run.executors.local import ONE_THREAD, PRELOAD
 from eo_batch.run.executors.pool import CLOSE_S, LOOPBACK, PoolExecutor
 
 STATES = {"slurm": ("squeue", "-h", "-o", "%T (%r)", "-j"), "pbs": ("qstat",)}
@@ -156,7 +156,7 @@ def worker_arguments(walltime_s: int) -> list[str]:
     """Arguments of a worker that ends by itself, at a time of its own, before its job is ended."""
     margin = min(600, walltime_s // 5)
     lifetime = ["--lifetime", f"{walltime_s - margin}s", "--lifetime-stagger", f"{margin // 2}s"]
-    return [*lifetime, "--no-dashboard", "--dashboard-address", LOOPBACK, "--preload", PROCESS]
+    return [*lifetime, "--no-dashboard", "--dashboard-address", LOOPBACK, "--preload", PRELOAD]
 
 
 def _listening(spec: ClusterSpec) -> dict[str, str]:

@@ -19,7 +19,8 @@ from uuid import uuid4
 
 from eo_batch.core.errors import EoBatchError, ResourceError
 from eo_batch.run.executors.dealing import Deal, Task
-from eo_batch.run.executors.process import leave
+from eo_batch.run.executors.scheduler import ANSWER_S, Pulse, ask, cluster_lost, threads_of, told_of
+from eo_batch.run.executors.worker import leave
 
 DEATHS = 4
 """A task that has ended so many workers is given up."""
@@ -29,8 +30,8 @@ DRAIN_S = 60.0
 """How long running tasks may take to finish after a stop."""
 QUIET_S = 10.0
 """After so long without news the scheduler is asked whether it is there."""
-ANSWER_S = 30.0
-"""How long the scheduler, or a worker with a result, may take to answer."""
+PULSE_S = 30.0
+"""How often it is looked whether all workers live."""
 ASIDE_S = 2.0
 """How long a result may be on its way before its worker is looked for."""
 LOOK_S = 0.5
@@ -76,7 +77,8 @@ class Dispatch:
         self._kept_free: set[str] = set()
         self._sent_away: set[str] = set()
         self._given_up: list[tuple[Task, Any]] = []
-        self._heard = self._had_workers = time.monotonic()
+        self._pulse = Pulse()
+        self._heard = self._had_workers = self._felt = time.monotonic()
 
     def outcomes(self, stop: threading.Event) -> Iterator[tuple[Task, Any]]:
         """See `Executor.outcomes`.
@@ -113,22 +115,22 @@ class Dispatch:
         ----------
         is_open : tasks are still handed out.
         """
-        changed: list[str] = []
+        changed = self._lose_frozen()
         try:
             kind, fact = self._inbox.get(timeout=LOOK_S)
         except queue.Empty:
-            changed = self._ask_after_silence()
+            changed += self._ask_after_silence()
         else:
             self._heard = time.monotonic()
             if kind == "done":
                 flight = self._landed(*fact)
                 if flight is not None:
                     yield from self._outcome(flight)
-                    changed = [flight.worker]
+                    changed.append(flight.worker)
             elif fact.get("action") == "remove-worker":
-                changed = self._lose(fact["worker"], was_expected=bool(fact.get("expected")))
+                changed += self._lose(fact["worker"], was_expected=bool(fact.get("expected")))
             elif fact.get("action") == "add-worker":
-                changed = self._look_for_workers()
+                changed += self._look_for_workers()
         yield from self._given_up
         self._given_up.clear()
         if is_open and self._suspects:
@@ -178,11 +180,11 @@ class Dispatch:
 
         future, flight.future = flight.future, None
         if future.status == "cancelled":  # by nobody here: the scheduler has gone, or has forgotten this client
-            raise self._cluster_lost("the connection to the scheduler has broken")
+            raise cluster_lost("the connection to the scheduler has broken")
         try:
             result = self._result(future, flight.worker)
         except (OSError, CancelledError):  # of the connection: what a task raises comes as a value
-            self._ask()
+            threads_of(self._client)  # or the scheduler is gone
             result = KilledWorker(future.key, flight.worker, 0)
         except Exception as error:  # such as a result that cannot be sent: an outcome, judged by the driver
             result = error
@@ -202,7 +204,7 @@ class Dispatch:
         self._suspect(flight, was_expected=True)
         if flight.worker in self._threads and flight.worker not in self._sent_away:
             self._sent_away.add(flight.worker)
-            self._client.retire_workers([flight.worker])
+            ask(self._client, self._client.scheduler.retire_workers, workers=[flight.worker], close_workers=True)
 
     def _result(self, future: Any, worker: str) -> Any:
         """What a task gave; KilledWorker where its worker took it along."""
@@ -215,7 +217,7 @@ class Dispatch:
             try:
                 return future.result(timeout=ASIDE_S)
             except TimeoutError:
-                if worker not in self._ask():
+                if worker not in threads_of(self._client):
                     break
         return KilledWorker(future.key, worker, 0)  # its files are there, and making them again is harmless
 
@@ -244,8 +246,8 @@ class Dispatch:
 
     def _look_for_workers(self) -> list[str]:
         """Take in workers that are new; their names."""
-        found = self._ask()
-        new = [worker for worker in found if worker not in self._threads]
+        found = threads_of(self._client)
+        new = [worker for worker in found if worker not in self._threads and worker not in self._pulse.silent]
         for worker in new:
             self._threads[worker], self._aboard[worker] = found[worker], {}
             self._tell(worker, "joined")
@@ -257,32 +259,33 @@ class Dispatch:
         if self._threads:
             self._had_workers = now
         elif now - self._had_workers > self._patience_s:
-            raise self._cluster_lost(f"no worker was left for {self._patience_s:.0f} s")
+            raise cluster_lost(f"no worker was left for {self._patience_s:.0f} s")
         if now - self._heard < QUIET_S:
             return []
-        found, self._heard = self._ask(), now
+        found, self._heard = threads_of(self._client), now
         gone = [worker for worker in self._threads if worker not in found]
         for worker in gone:
             self._lose(worker, was_expected=False)
         new = self._look_for_workers()
         return list(self._threads) if gone else new
 
-    def _ask(self) -> dict[str, int]:
-        """Worker -> threads, as the scheduler says."""
-        try:
-            return dict(self._client.sync(self._client.scheduler.ncores, workers=None, callback_timeout=ANSWER_S))
-        except (OSError, TimeoutError, AttributeError):  # AttributeError: a client that has closed itself has no scheduler
-            raise self._cluster_lost("the scheduler does not answer") from None
+    def _lose_frozen(self) -> list[str]:
+        """Now and then: give up workers that are still there but have gone silent; workers that may find something to do."""
+        now = time.monotonic()
+        if now - self._felt < PULSE_S:
+            return []
+        self._felt, before = now, self._pulse.silent
+        self._pulse.feel({worker: told["last_seen"] for worker, told in told_of(self._client).items()}, now)
+        changed: list[str] = []
+        for worker in sorted(self._pulse.silent - before):
+            changed = self._lose(worker, was_expected=False)
+        return changed + (self._look_for_workers() if before - self._pulse.silent else [])
 
     def _drop_unbegun(self) -> None:
         """Take back what workers have not begun."""
         for worker, aboard in self._aboard.items():
             for key in list(aboard)[self._threads[worker] :]:
                 aboard.pop(key).future.release()  # or it would be begun: whoever waits for its end holds it
-
-    def _cluster_lost(self, why: str) -> EoBatchError:
-        fix = "Start the cluster again, then continue with `eo-batch resume RUN`."
-        return ResourceError("cluster-lost", "the cluster is gone", why=why, fix=fix)
 
 
 def outcome_of(work: Callable[..., Any], *task: Any, **again: int) -> Any:

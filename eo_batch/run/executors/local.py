@@ -14,7 +14,7 @@ from eo_batch.run.executors.pool import LOOPBACK, PoolExecutor
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 """A network that adds up in one thread gives the same masks whatever else the machine does."""
-PROCESS = "eo_batch.run.executors.process"
+PRELOAD = "eo_batch.run.executors.worker"
 LEAN = {
     "distributed.worker.profile.enabled": False,  # a hundred looks a second at every thread, kept for an hour
     "distributed.scheduler.work-stealing": False,  # tasks are pinned
@@ -70,7 +70,7 @@ def open_processes(cluster: ClusterSpec, environments: list[dict[str, str]], *, 
         "protocol": "tls",
         "security": security,
         "dashboard_address": LOOPBACK,  # left out, a worker's own pages listen on every interface
-        "preload": [PROCESS],
+        "preload": [PRELOAD],
         "silence_logs": logging.CRITICAL,
     }
     workers: dict[int, Mapping[str, Any]] = {

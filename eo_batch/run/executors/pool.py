@@ -15,11 +15,13 @@ from eo_batch.core.errors import ResourceError
 from eo_batch.run.crew import crew_of
 from eo_batch.run.executors.dealing import Task
 from eo_batch.run.executors.dispatch import Dispatch, Tell
+from eo_batch.run.executors.scheduler import ANSWER_S, threads_of, told_of
 
 Say = Callable[[str], None]
 LOOPBACK = "127.0.0.1:0"
 CLOSE_S = 10.0
 SAY_EVERY_S = 15.0
+POLL_S = 0.1
 NOISY = ("distributed", "distributed.client", "tornado.application", "asyncio")
 """Loggers that print traces about connections and workers that are lost: what matters of it is told by us."""
 
@@ -44,12 +46,12 @@ class PoolExecutor:
     @property
     def width(self) -> int:
         """Tasks that are computed at once: threads of all workers that are there now."""
-        return sum(self._client.nthreads().values()) or 1
+        return sum(threads_of(self._client).values()) or 1
 
     @property
     def processes(self) -> int:
         """See `Executor.processes`: workers that are there now, or will be."""
-        return max(len(self._client.nthreads()), crew_of(self._cluster).processes)
+        return max(len(threads_of(self._client)), crew_of(self._cluster).processes)
 
     def __enter__(self) -> Any:
         import distributed  # noqa: F401 (it sets levels of its own when it is imported)
@@ -101,8 +103,7 @@ class PoolExecutor:
         from distributed import wait
 
         self._wait_for(self.processes)
-        workers = self._client.scheduler_info(n_workers=-1)["workers"]
-        names = {address: str(worker["name"]) for address, worker in workers.items()}
+        names = {address: str(told["name"]) for address, told in told_of(self._client).items()}
         asked = {
             names[address]: self._client.submit(function, *arguments, workers=[address], pure=False, retries=0)
             for address in sorted(names)
@@ -113,7 +114,8 @@ class PoolExecutor:
 
     def everywhere(self, function: Callable[[], Any]) -> None:
         """See `Executor.everywhere`."""
-        self._client.run(function, on_error="ignore")
+        with suppress(TimeoutError):  # of a worker that is frozen: `run` itself waits for it for ever
+            self._client.sync(self._client._run, function, on_error="ignore", callback_timeout=ANSWER_S)
 
     def _wait_for_a_worker(self) -> None:
         if not self._wait_for(1):
@@ -124,15 +126,16 @@ class PoolExecutor:
     def _wait_for(self, count: int) -> bool:
         """Wait until `count` workers are there, and say so; False if the cluster's time to start is over before."""
         wanted, began = self.processes, time.monotonic()
-        while True:
-            left = began + self._cluster.start_timeout_s - time.monotonic()
-            with suppress(TimeoutError):
-                self._client.wait_for_workers(count, timeout=max(0.0, min(SAY_EVERY_S, left)))
-                return True
-            if left <= SAY_EVERY_S:
+        said = began
+        while (there := len(threads_of(self._client))) < count:
+            now = time.monotonic()
+            if now - began >= self._cluster.start_timeout_s:
                 return False
-            minutes = (time.monotonic() - began) / 60
-            self._say(f"waiting for workers ({len(self._client.nthreads())} of {wanted}), {minutes:.0f} min")
+            if now - said >= SAY_EVERY_S:
+                said = now
+                self._say(f"waiting for workers ({there} of {wanted}), {(now - began) / 60:.0f} min")
+            time.sleep(POLL_S)
+        return True
 
     def _why_none(self) -> str:
         """What keeps workers away, as far as it can be found out."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from eo_batch.core.errors import ResourceError
+from eo_batch.run.executors.scheduler import ANSWER_S, told_of
 
 WIRE = ("python", "dask", "distributed", "cloudpickle", "msgpack")
 """What speaks between processes."""
@@ -18,9 +19,14 @@ def check_versions(client: Any) -> None:
 
     Raises
     ------
-    ResourceError : `cluster-versions`, naming the packages.
+    ResourceError : `cluster-versions`, naming the packages; `cluster-unreachable`: a worker does not answer.
     """
-    found = client.get_versions(packages=list(BYTES))
+    try:
+        found = client.sync(client._get_versions, packages=list(BYTES), callback_timeout=ANSWER_S)
+    except TimeoutError:
+        what = f"not every worker tells its versions in {ANSWER_S:g} s"
+        fix = "Restart the workers that are frozen; a scheduler forgets them after worker-ttl, by default 5 minutes."
+        raise ResourceError("cluster-unreachable", what, why=_most_silent(client), fix=fix) from None
     here = found["client"]["packages"]
     differing: dict[str, str] = {}
     for worker in found["workers"].values():
@@ -33,6 +39,13 @@ def check_versions(client: Any) -> None:
         fix = "Install the same versions everywhere: one environment or one container image."
         why = "; ".join(sorted(differing.values()))
         raise ResourceError("cluster-versions", "workers run other software than this process", why=why, fix=fix)
+
+
+def _most_silent(client: Any) -> str:
+    """The worker that the scheduler has not heard of for the longest time, beside the others."""
+    beats = {str(told["name"]): float(told["last_seen"]) for told in told_of(client).values()}
+    first = min(beats, key=beats.__getitem__, default="")
+    return f"worker {first} was last heard of {max(beats.values()) - beats[first]:.0f} s before the others" if beats else ""
 
 
 def _release(name: str, version: Any) -> str:

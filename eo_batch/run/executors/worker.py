@@ -1,8 +1,16 @@
-"""Which worker of a cluster this is."""
+"""Inside a worker process of ours: what it does when it starts (as a preload of Dask), who it is, and how it leaves."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from typing import Any
+
+
+def dask_setup(worker: Any) -> None:
+    """Leave Ctrl-C to the driver: a terminal sends it to workers too, and they are to finish what they do."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def worker_name() -> str:
@@ -22,3 +30,15 @@ def worker_threads() -> int | None:
         return int(sys.modules["distributed"].get_worker().state.nthreads)
     except (KeyError, ValueError):
         return None
+
+
+def leave() -> None:
+    """End this process at once, if it is a worker that will be replaced: its device can do nothing more for it."""
+    from distributed import get_worker
+
+    try:
+        worker = get_worker()
+    except ValueError:
+        return
+    if worker.nanny is not None:
+        os._exit(1)
