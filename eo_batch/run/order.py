@@ -7,18 +7,15 @@ processes get pieces of that order, about square, for what lies between two piec
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 Index = tuple[int, int, int]
 """(t, iy, ix) of a chunk."""
 
-PIECES_EACH = 2
-"""Pieces for each process: fewer share more. Who has none left helps with another's, so they need not be small to balance."""
-
 
 @dataclass(frozen=True)
-class Piece:
+class Piece(Sequence[Index]):
     """Chunks of time step `t` in the strip of columns `first` to before `last`: row by row, places `start` to before `stop`."""
 
     t: int
@@ -32,13 +29,14 @@ class Piece:
         """Chunks abreast."""
         return self.last - self.first
 
+    def __len__(self) -> int:
+        return self.stop - self.start
 
-def groups(steps: int, chunks_yx: tuple[int, int], *, processes: int = 1, widest: int | None = None) -> Iterator[list[Index]]:
-    """All chunks of a run in groups of neighbours; with one process, in rows of strips, so that few are held at a time."""
-    for piece in pieces(steps, chunks_yx, processes=processes, widest=widest):
-        size = piece.width if processes == 1 else piece.stop - piece.start
-        for start in range(piece.start, piece.stop, size):
-            yield [(piece.t, at // piece.width, piece.first + at % piece.width) for at in range(start, start + size)]
+    def __getitem__(self, number: int) -> Index:  # type: ignore[override]
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        at = self.start + number
+        return self.t, at // self.width, self.first + at % self.width
 
 
 def pieces(steps: int, chunks_yx: tuple[int, int], *, processes: int = 1, widest: int | None = None) -> Iterator[Piece]:
@@ -50,7 +48,7 @@ def pieces(steps: int, chunks_yx: tuple[int, int], *, processes: int = 1, widest
     widest : chunks abreast in a strip at most; None: as many as there are.
     """
     ny, nx = chunks_yx
-    size = ny * nx if processes == 1 else min(ny * nx, max(1, steps * ny * nx // (PIECES_EACH * processes)))
+    size = ny * nx if processes == 1 else min(ny * nx, max(1, -(-steps * ny * nx // processes)))
     square = nx if size == ny * nx else math.ceil(math.sqrt(size))
     for t in range(steps):
         for first, last in _strips(nx, min(widest or nx, square)):

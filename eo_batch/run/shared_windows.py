@@ -14,7 +14,7 @@ from eo_batch.models.inference import made_up_windows, stands_alone
 from eo_batch.models.segmenter import FLOAT_BYTES, Segmenter
 from eo_batch.models.shared_windows import SharedWindows
 from eo_batch.run.manifest import RunInputs
-from eo_batch.run.order import Index, Piece, groups, pieces
+from eo_batch.run.order import Piece, pieces
 
 SHARED_BYTES = 1_000_000_000
 """Most memory of a process for answers that its chunks share."""
@@ -51,13 +51,8 @@ def answers_alone(segmenter: Segmenter, prompt_features: Any, inputs: RunInputs,
         return _known[key]
 
 
-def groups_of(inputs: RunInputs, *, processes: int) -> Iterator[list[Index]]:
-    """All chunks of a run in groups of neighbours, for so many processes."""
-    return groups(len(inputs.steps), inputs.grid.chunks_yx, processes=processes, widest=_widest(inputs))
-
-
 def pieces_of(inputs: RunInputs, *, processes: int) -> Iterator[Piece]:
-    """The same by what one process computes in one go: in a piece no window is computed twice."""
+    """All chunks of a run by what one of so many processes computes in one go: in a piece no window is computed twice."""
     return pieces(len(inputs.steps), inputs.grid.chunks_yx, processes=processes, widest=_widest(inputs))
 
 

@@ -10,22 +10,24 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eo_batch.core.clusters import ClusterSpec
 from eo_batch.core.errors import AssetError, EoBatchError, IntegrityError, ResourceError, ResumeError, StoreError
 from eo_batch.core.grid import chunk_index, chunk_key
 from eo_batch.core.hrefs import redact
 from eo_batch.core.records import ChunkFailure, ChunkReceipt
-from eo_batch.run.executors import Executor, Group, Task, make_executor
+from eo_batch.run.executors import Again, Executor, Group, Task, make_executor
 from eo_batch.run.generations import Generation
 from eo_batch.run.ledger import failures, put_failure, receipt_keys
 from eo_batch.run.manifest import RunInputs, read_manifest
 from eo_batch.run.merge import read_marker
 from eo_batch.run.order import Index
-from eo_batch.run.shared_windows import groups_of
+from eo_batch.run.shared_windows import pieces_of
 from eo_batch.run.task import execute, forget_contexts, prepare
 from eo_batch.run.told.events import Event, Listener
 from eo_batch.run.told.status import pixel_area_km2
@@ -34,6 +36,8 @@ NO_DEVICE = ("no-gpu", "gpu-lost")
 """Codes of failures that are no chunk's: there is nothing left that could compute."""
 STOP_AFTER_EQUAL = 20
 """Stop early after so many failures in a row with one code, unless they are allowed: the archive is down."""
+SMALLEST_PX = 64
+"""No smaller chunk_px can be asked for."""
 ITEM = " of item "
 ITEMS_TOLD = 10
 """Items that failed are told of one by one, the worst first; so many of them."""
@@ -152,11 +156,14 @@ class Sitting:
                 self._record(failure)
 
     def _groups(self, folder: str, run_digest: str, *, processes: int) -> Iterator[Group]:
-        every = groups_of(self.inputs, processes=processes)
+        every = pieces_of(self.inputs, processes=processes)
         for group in every if self.only is None else ([index] for index in self.only):
-            yield [(folder, run_digest, *index) for index in group if not self.left_out[index]]
+            yield _Tasks(group, (folder, run_digest), self.left_out)
 
     def _judge(self, task: Task, result: Any) -> None:
+        if isinstance(result, Again):
+            self._tell_again(chunk_key(*task[2:]), result)
+            return
         if isinstance(result, ChunkReceipt):
             if self.outdates_marker:
                 self.store.delete("COMPLETE.json")  # of a partial map: it stays until there is something new
@@ -175,7 +182,7 @@ class Sitting:
         if not isinstance(result, Exception):
             self.fatal = self.fatal or result
             return
-        self._fail(chunk_key(*task[2:]), result)
+        self._fail(chunk_key(*task[2:]), self._with_smaller(result))
 
     def _fail(self, key: str, error: Exception) -> None:
         code = error.code if isinstance(error, EoBatchError) else "unexpected"
@@ -207,6 +214,19 @@ class Sitting:
         self.workers_lost += state == "lost"
         self._tell("worker", f"worker {worker} {state}", {"worker": worker, "state": state})
 
+    def _tell_again(self, key: str, again: Again) -> None:
+        at = f" (last known stage: {again.stage})" if again.stage else ""
+        text = f"chunk {key}: worker lost{at}, attempt {again.attempt} of {again.of}"
+        self._tell("again", text, {"key": key, **asdict(again)})
+
+    def _with_smaller(self, error: Exception) -> Exception:
+        """The same error; of a chunk that no worker survives, with a size that needs less of them."""
+        smaller = self.inputs.grid.chunk_px // 2
+        if not isinstance(error, ResourceError) or error.code != "worker-lost" or smaller < SMALLEST_PX:
+            return error
+        fix = f"{error.fix} If that does not help, make the same map as a new run with chunk_px = {smaller}."
+        return ResourceError(error.code, error.what, where=error.where, why=error.why, fix=fix)
+
     def _still_there(self, error: ResourceError) -> ResourceError:
         """The same error, with what is left of the run where the cluster is gone."""
         if error.code != "cluster-lost":
@@ -218,6 +238,22 @@ class Sitting:
     def _tell(self, kind: str, text: str, data: dict[str, Any]) -> None:
         done = self.counts["done"] + self.counts["empty"]
         self.listener(Event(kind, text, done, self.total, self.km2, data))
+
+
+@dataclass(frozen=True)
+class _Tasks(Sequence[Task | None]):
+    """Arguments of `execute` for the chunks `indices`, made when they are asked for; None for what is finished."""
+
+    indices: Sequence[Index]
+    run: tuple[str, str]
+    left_out: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, at: int) -> Task | None:  # type: ignore[override]
+        index = self.indices[at]
+        return None if self.left_out[index] else (*self.run, *index)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from eo_batch.run.executors.dealing import Deal
 
 ROWS = [[(row, column) for column in range(4)] for row in range(3)]
@@ -49,3 +51,25 @@ def test_empty_groups_are_passed_over() -> None:
     assert deal.take("a") == (1,)
     assert deal.take("a") is None
     assert deal.is_done
+
+
+def test_places_where_nothing_is_to_be_done_are_passed_over() -> None:
+    deal = Deal([[None, (1,), None], [None, None], [(2,), None]])
+    assert [deal.take("a"), deal.take("b"), deal.take("a"), deal.take("b")] == [(1,), (2,), None, None]
+    assert deal.is_done
+
+
+def test_of_a_group_only_what_is_handed_out_is_made() -> None:
+    class Rows(Sequence):
+        made = 0
+
+        def __len__(self) -> int:
+            return 10**9
+
+        def __getitem__(self, at: int) -> tuple[int]:
+            Rows.made += 1
+            return (at,)
+
+    deal = Deal([Rows()])
+    assert [deal.take("a"), deal.take("b"), deal.take("b"), deal.take("a")] == [(0,), (500_000_000,), (500_000_001,), (1,)]
+    assert Rows.made == 4

@@ -220,11 +220,11 @@ def test_kept_features_are_counted_as_disk_and_save_windows_that_chunks_share(to
 
 def test_time_with_kept_features_is_that_of_each_window_encoded_once(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fixed_price(monkeypatch, Price(0.0, 1.0, 0.0, keep_s=0.5, load_s=0.125, feature_bytes=1000))
-    plan, _ = planned(toy, kind="local:2", chunk_px=64, extra=CACHE)
+    plan, _ = planned(toy, kind="local:4", chunk_px=64, extra=CACHE)
     twice = plan.windows - plan.windows_distinct
     assert twice > 0
-    scoring = plan.seconds - plan.bytes_to_read / 40e6 / 2
-    assert scoring == pytest.approx((plan.windows_distinct * 1.5 + twice * 0.125) / 2)
+    scoring = plan.seconds - plan.bytes_to_read / 40e6 / 4
+    assert scoring == pytest.approx((plan.windows_distinct * 1.5 + twice * 0.125) / 4)
 
 
 def test_a_limit_of_the_cache_is_all_that_is_planned_for_it(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,9 +24,9 @@ from eo_batch.run.driver import resume_run, start_run
 from eo_batch.run.later.extend import add_prompts
 from eo_batch.run.later.rethreshold import rethreshold
 from eo_batch.run.manifest import RunInputs
-from eo_batch.run.order import groups
+from eo_batch.run.order import pieces
 from eo_batch.run.request import load_pipeline
-from eo_batch.run.shared_windows import edge_budget, groups_of, share_windows
+from eo_batch.run.shared_windows import edge_budget, pieces_of, share_windows
 from eo_batch.run.stopwatch import Stopwatch
 
 BANDS = ("green", "nir")
@@ -177,7 +177,7 @@ def test_windows_are_planned_as_counted_one_by_one(toy: Path, processes: int, mo
     monkeypatch.setattr(shared_windows, "SHARED_BYTES", most)
     inputs = inputs_of(toy, "counted", chunk_px=64)
     in_one_go: dict[object, set[tuple[int, ...]]] = {}
-    for number, group in enumerate(groups_of(inputs, processes=processes)):
+    for number, group in enumerate(pieces_of(inputs, processes=processes)):
         strip = (group[0][0], group[0][2])
         for index in group:
             chunk = inputs.grid.chunk(*index)
@@ -203,7 +203,7 @@ def test_a_process_computes_each_window_of_an_observed_region_once(
 
     monkeypatch.setattr(answers, "score_chunk", observed)
     computed = 0
-    for group in groups(1, inputs.grid.chunks_yx):
+    for group in pieces(1, inputs.grid.chunks_yx):
         for index in group:
             chunk = inputs.grid.chunk(*index)
             inside = np.ones(chunk.shape, bool)

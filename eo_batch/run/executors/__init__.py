@@ -7,27 +7,25 @@ It never orders, never holds results. One module for each kind of cluster; the t
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Protocol
 
 from eo_batch.core.clusters import ClusterSpec
 from eo_batch.run.executors.address import AddressExecutor
 from eo_batch.run.executors.batch import BatchExecutor
-from eo_batch.run.executors.dealing import Task
-from eo_batch.run.executors.dispatch import Tell
+from eo_batch.run.executors.dealing import Group, Task
+from eo_batch.run.executors.dispatch import Again, Tell
 from eo_batch.run.executors.gpus import GpuExecutor
 from eo_batch.run.executors.kubernetes import KubernetesExecutor
 from eo_batch.run.executors.local import ProcessExecutor, ThreadExecutor
 from eo_batch.run.executors.pool import Say, silence
 from eo_batch.run.executors.serial import SerialExecutor
 
-__all__ = ["Executor", "Group", "Outcome", "Task", "Tell", "make_executor"]
+__all__ = ["Again", "Executor", "Group", "Outcome", "Task", "Tell", "make_executor"]
 
-Group = Sequence[Task]
-"""Chunks that lie side by side: best computed one after the other by one worker process."""
 Outcome = tuple[Task, Any]
-"""(arguments, result or exception)."""
+"""(arguments, result or exception); before it, an `Again` for each worker that was lost with the task."""
 
 
 class Executor(Protocol):

@@ -1,7 +1,8 @@
 """Which worker gets which task next. Knows nothing of Dask: a worker is a name.
 
 Neighbours stay together: a worker has a hand, a group of tasks that it works through. With an empty hand it takes the next
-group, and when there are no more groups, the tail half of the longest hand. Only one group for each worker is held.
+group, and when there are no more groups, the tail half of the longest hand. A group is never copied: of a million tasks only
+those are made that are handed out.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 Task = tuple[Any, ...]
+Group = Sequence[Task | None]
+"""Tasks that lie side by side: best computed one after the other by one worker process. None where nothing is to be done."""
 
 
 class Deal:
@@ -18,13 +21,13 @@ class Deal:
 
     Parameters
     ----------
-    groups : tasks that lie side by side, one group after the other; taken only when a worker needs it.
+    groups : one group after the other; taken only when a worker needs it.
     """
 
-    def __init__(self, groups: Iterable[Sequence[Task]]) -> None:
+    def __init__(self, groups: Iterable[Group]) -> None:
         self._groups = iter(groups)
-        self._returned: deque[deque[Task]] = deque()
-        self._hands: dict[Hashable, deque[Task]] = {}
+        self._returned: deque[_Hand] = deque()
+        self._hands: dict[Hashable, _Hand] = {}
         self.has_groups = True
         """False as soon as only the workers' hands are left."""
 
@@ -35,11 +38,12 @@ class Deal:
 
     def take(self, worker: Hashable) -> Task | None:
         """The next task of `worker`, or None: there is nothing left to begin."""
-        hand = self._hands.get(worker) or self._next_hand()
-        if not hand:
-            return None
-        self._hands[worker] = hand
-        return hand.popleft()
+        while hand := self._hands.get(worker) or self._next_hand():
+            self._hands[worker] = hand
+            task = hand.take()
+            if task is not None:
+                return task
+        return None
 
     def leave(self, worker: Hashable) -> None:
         """`worker` is gone: the rest of its hand is the next group."""
@@ -47,14 +51,39 @@ class Deal:
         if rest:
             self._returned.append(rest)
 
-    def _next_hand(self) -> deque[Task]:
+    def _next_hand(self) -> _Hand:
         if self._returned:
             return self._returned.popleft()
         while self.has_groups:
             group = next(self._groups, None)
             self.has_groups = group is not None
             if group:
-                return deque(group)
-        longest = max(self._hands.values(), key=len, default=deque())
-        tail = [longest.pop() for _ in range((len(longest) + 1) // 2)]
-        return deque(reversed(tail))
+                return _Hand(group, 0, len(group))
+        longest = max(self._hands.values(), key=len, default=_Hand((), 0, 0))
+        return longest.give_tail()
+
+
+class _Hand:
+    """Places `start` to before `stop` of a group: those that are still to be taken."""
+
+    def __init__(self, group: Group, start: int, stop: int) -> None:
+        self._group, self._start, self._stop = group, start, stop
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def take(self) -> Task | None:
+        """The first task, or None where none is left."""
+        while self:
+            self._start += 1
+            task = self._group[self._start - 1]
+            if task is not None:
+                return task
+        return None
+
+    def give_tail(self) -> _Hand:
+        """The second half; it is no longer of this hand."""
+        middle = self._start + len(self) // 2
+        tail = _Hand(self._group, middle, self._stop)
+        self._stop = middle
+        return tail

@@ -18,9 +18,9 @@ from typing import Any
 from uuid import uuid4
 
 from eo_batch.core.errors import EoBatchError, ResourceError
-from eo_batch.run.executors.dealing import Deal, Task
+from eo_batch.run.executors.dealing import Deal, Group, Task
 from eo_batch.run.executors.scheduler import ANSWER_S, Pulse, ask, cluster_lost, threads_of, told_of
-from eo_batch.run.executors.worker import leave
+from eo_batch.run.executors.worker import STAGES, leave
 
 DEATHS = 4
 """A task that has ended so many workers is given up."""
@@ -41,6 +41,23 @@ Tell = Callable[[str, str], None]
 """(worker, "joined" or "lost")."""
 
 
+@dataclass(frozen=True)
+class Again:
+    """In place of a result: the task has lost its worker, and is to be tried again.
+
+    Parameters
+    ----------
+    stage : the last one of the task that was heard of, or "".
+    attempt : the next one: 2, 3, ...
+    of : so many there will be at most, if only deaths follow.
+    """
+
+    worker: str
+    stage: str
+    attempt: int
+    of: int
+
+
 @dataclass(eq=False)
 class _Flight:
     """One task at one worker."""
@@ -49,6 +66,7 @@ class _Flight:
     attempt: int = 1
     deaths: int = 0
     worker: str = ""
+    stage: str = ""
     future: Any = None
     is_suspect: bool = False
     """Its worker is gone: it is tried again alone."""
@@ -64,9 +82,7 @@ class Dispatch:
     tell : told of workers that come and go.
     """
 
-    def __init__(
-        self, client: Any, work: Callable[..., Any], groups: Iterable[Sequence[Task]], *, patience_s: float, tell: Tell
-    ) -> None:
+    def __init__(self, client: Any, work: Callable[..., Any], groups: Iterable[Group], *, patience_s: float, tell: Tell) -> None:
         self._client, self._work, self._patience_s, self._tell = client, work, patience_s, tell
         self._deal = Deal(groups)
         self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
@@ -76,7 +92,7 @@ class Dispatch:
         self._suspects: deque[_Flight] = deque()
         self._kept_free: set[str] = set()
         self._sent_away: set[str] = set()
-        self._given_up: list[tuple[Task, Any]] = []
+        self._lost: list[tuple[Task, Any]] = []
         self._pulse = Pulse()
         self._heard = self._had_workers = self._felt = time.monotonic()
 
@@ -88,10 +104,12 @@ class Dispatch:
         ResourceError : `cluster-lost`.
         """
         self._client.subscribe_topic("all", lambda event: self._inbox.put(("worker", event[1])))
+        self._client.subscribe_topic(STAGES, lambda event: self._note_stage(**event[1]))
         try:
             yield from self._until_done(stop)
         finally:
             self._client.unsubscribe_topic("all")
+            self._client.unsubscribe_topic(STAGES)
 
     def _until_done(self, stop: threading.Event) -> Iterator[tuple[Task, Any]]:
         self._look_for_workers()
@@ -131,8 +149,8 @@ class Dispatch:
                 changed += self._lose(fact["worker"], was_expected=bool(fact.get("expected")))
             elif fact.get("action") == "add-worker":
                 changed += self._look_for_workers()
-        yield from self._given_up
-        self._given_up.clear()
+        yield from self._lost
+        self._lost.clear()
         if is_open and self._suspects:
             self._fill(list(self._threads))
         elif is_open:
@@ -162,7 +180,7 @@ class Dispatch:
 
     def _send(self, flight: _Flight, worker: str) -> None:
         self._count += 1
-        flight.worker = worker
+        flight.worker, flight.stage = worker, ""
         again = {"attempt": flight.attempt} if flight.attempt > 1 else {}
         key = (self._name, self._count)  # short, and of one group, or the scheduler would keep something for each
         flight.future = self._client.submit(
@@ -170,6 +188,12 @@ class Dispatch:
         )
         self._aboard[worker][key] = flight
         flight.future.add_done_callback(lambda _future: self._inbox.put(("done", (worker, key))))
+
+    def _note_stage(self, key: Any, stage: str, worker: str) -> None:
+        """A stage lasts somewhere; in the client's thread, so before it is heard that the worker has gone."""
+        flight = self._aboard.get(worker, {}).get(tuple(key))
+        if flight is not None:
+            flight.stage = stage
 
     def _landed(self, worker: str, key: Any) -> _Flight | None:
         """The flight that ended, or None if it was given up before."""
@@ -226,10 +250,13 @@ class Dispatch:
         flight.deaths += not was_expected
         flight.attempt += 1
         flight.is_suspect = True
-        if flight.deaths < DEATHS and flight.attempt <= ATTEMPTS:
+        begun = flight.attempt - 1
+        if flight.deaths < DEATHS and begun < ATTEMPTS:
             self._suspects.append(flight)
+            of = min(ATTEMPTS, DEATHS + begun - flight.deaths)
+            self._lost.append((flight.task, Again(flight.worker, flight.stage, flight.attempt, of)))
         else:
-            self._given_up.append((flight.task, worker_lost(flight.deaths, flight.attempt - 1)))
+            self._lost.append((flight.task, worker_lost(flight.deaths, begun, flight.stage)))
 
     def _lose(self, worker: str, *, was_expected: bool) -> list[str]:
         """A worker is gone: what it had goes elsewhere; the workers that may now find something to do."""
@@ -301,10 +328,11 @@ def outcome_of(work: Callable[..., Any], *task: Any, **again: int) -> Any:
         return error
 
 
-def worker_lost(deaths: int, attempts: int) -> ResourceError:
+def worker_lost(deaths: int, attempts: int, stage: str) -> ResourceError:
     """Why a chunk was given up that ends every worker, or outlives every one."""
+    at = f" (last known stage: {stage})" if stage else ""
     if deaths < DEATHS:
-        why, fix = "workers had to leave before it was done", "Try a smaller chunk_px, or workers that may stay longer."
-        return ResourceError("worker-lost", f"it was begun {attempts} times", why=why, fix=fix)
-    why, fix = "most likely it needs more memory than they have", "Try a smaller chunk_px, fewer threads, or more memory_gb."
-    return ResourceError("worker-lost", f"it ended {deaths} workers", why=why, fix=fix)
+        why, fix = "workers had to leave before it was done", "Resume with workers that may stay longer."
+        return ResourceError("worker-lost", f"it was begun {attempts} times{at}", why=why, fix=fix)
+    why, fix = "most likely it needs more memory than they have", "Resume with fewer threads or more memory_gb."
+    return ResourceError("worker-lost", f"it ended {deaths} workers{at}", why=why, fix=fix)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from eo_batch.core.clusters import ClusterSpec
 from eo_batch.core.errors import ResourceError
 from eo_batch.run.crew import crew_of
-from eo_batch.run.executors.dealing import Task
+from eo_batch.run.executors.dealing import Group, Task
 from eo_batch.run.executors.dispatch import Dispatch, Tell
 from eo_batch.run.executors.scheduler import ANSWER_S, threads_of, told_of
 
@@ -91,7 +91,7 @@ class PoolExecutor:
         return f"http://127.0.0.1:{port}/status"
 
     def outcomes(
-        self, work: Callable[..., Any], groups: Iterable[Sequence[Task]], *, stop: threading.Event, tell: Tell
+        self, work: Callable[..., Any], groups: Iterable[Group], *, stop: threading.Event, tell: Tell
     ) -> Iterator[tuple[Task, Any]]:
         """See `Executor.outcomes`."""
         patience_s = self._cluster.start_timeout_s
@@ -128,6 +128,7 @@ class PoolExecutor:
         wanted, began = self.processes, time.monotonic()
         said = began
         while (there := len(threads_of(self._client))) < count:
+            self._while_waiting()
             now = time.monotonic()
             if now - began >= self._cluster.start_timeout_s:
                 return False
@@ -136,6 +137,9 @@ class PoolExecutor:
                 self._say(f"waiting for workers ({there} of {wanted}), {(now - began) / 60:.0f} min")
             time.sleep(POLL_S)
         return True
+
+    def _while_waiting(self) -> None:
+        """Say what happened meanwhile; raises what keeps workers away for good."""
 
     def _why_none(self) -> str:
         """What keeps workers away, as far as it can be found out."""

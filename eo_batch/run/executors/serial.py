@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from eo_batch.core.clusters import ClusterSpec
-from eo_batch.run.executors.dealing import Task
+from eo_batch.run.executors.dealing import Group, Task
 from eo_batch.run.executors.dispatch import Tell
 from eo_batch.run.executors.pool import Say, silence
 
@@ -30,11 +30,13 @@ class SerialExecutor:
         return None
 
     def outcomes(
-        self, work: Callable[..., Any], groups: Iterable[Sequence[Task]], *, stop: threading.Event, tell: Tell
+        self, work: Callable[..., Any], groups: Iterable[Group], *, stop: threading.Event, tell: Tell
     ) -> Iterator[tuple[Task, Any]]:
         """See `Executor.outcomes`."""
         for group in groups:
             for task in group:
+                if task is None:
+                    continue
                 if stop.is_set():
                     return
                 try:
