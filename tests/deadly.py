@@ -1,7 +1,7 @@
 """Death of a process at a point that is named, once for each point: nothing of it is known to the package.
 
 A process that is started with `environment(...)` imports `faults/deadly/sitecustomize.py`, as do all processes that it
-starts, and dies by SIGKILL when it first comes to one of the points. A point is `stage:NAME` (a stage of a chunk begins),
+starts, and dies by SIGKILL when it first comes to one of the points. A point is `stage:NAME` (in a stage of a chunk),
 `before:TEXT` or `after:TEXT` (a file whose path holds TEXT gets its name), or `half:TEXT` (half of such a file is written).
 """
 
@@ -12,7 +12,9 @@ import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,22 @@ def unmet(folder: Path) -> list[str]:
     return sorted(path.read_text() for path in folder.iterdir())
 
 
+def until_heard(stage: str) -> None:
+    """Return when the scheduler of this task's Dask worker knows of the stage that it is in; at once where there is none."""
+    from distributed import get_worker
+    from distributed.utils import sync
+
+    from eo_batch.run.executors.worker import STAGES
+
+    try:
+        worker = get_worker()
+    except ValueError:
+        return
+    wanted = {"key": worker.get_current_task(), "stage": stage, "worker": worker.address}
+    while wanted not in [told for _, told in sync(worker.loop, worker.scheduler.events, topic=STAGES)]:
+        time.sleep(0.01)
+
+
 def install(folder: Path) -> None:
     """Make this process mortal."""
     points = {path.read_text(): path for path in folder.iterdir()}
@@ -43,6 +61,8 @@ def install(folder: Path) -> None:
             points[point].unlink()
         except FileNotFoundError:
             return  # another process has died of it
+        if point.startswith("stage:"):
+            until_heard(point.partition(":")[2])
         os.kill(os.getpid(), signal.SIGKILL)
 
     def named(operation: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,7 +96,7 @@ def install(folder: Path) -> None:
 
 
 class _Watch(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Tells of each stage that a stopwatch of the package begins, once its module is imported."""
+    """Tells of each stage that a stopwatch of the package has begun, once its module is imported."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self.tell = tell
@@ -97,8 +117,10 @@ class _Watch(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self.loader.exec_module(module)  # type: ignore[union-attr]
         begin, tell = module.Stopwatch.__call__, self.tell
 
-        def watched(self: Any, stage: str) -> Any:
-            tell(stage)
-            return begin(self, stage)
+        @contextmanager
+        def watched(self: Any, stage: str) -> Iterator[None]:
+            with begin(self, stage):
+                tell(stage)
+                yield
 
         module.Stopwatch.__call__ = watched

@@ -8,8 +8,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from deadly import until_heard
+
 from eo_batch.core.grid import chunk_key
 from eo_batch.core.records import ChunkReceipt
+from eo_batch.run.executors import worker
+from eo_batch.run.stopwatch import Stopwatch
 
 
 def double(value: int, *, attempt: int = 1) -> int:
@@ -24,6 +28,16 @@ def ends_its_worker_at_7(value: int, *, attempt: int = 1) -> int:
     if value == 7:
         os.kill(os.getpid(), signal.SIGKILL)
     return attempt
+
+
+def lasts_in_score(value: int) -> None:
+    """Goes through two stages, of which one lasts."""
+    worker.LASTS_S = 0.5  # the other one is over before, also where the machine is busy
+    clock = Stopwatch()
+    with clock("read"):
+        pass
+    with clock("score"):
+        until_heard("score")
 
 
 def surroundings(value: int, *, attempt: int = 1) -> tuple[int, dict[str, str]]:

@@ -24,7 +24,7 @@ LINE_EVERY_S = 10.0
 PACE_EVERY_S = 0.5
 """The bar's figures change at most so often."""
 TOLD = ("warning", "failure")
-SENTENCES = ("worker", "wait")
+SENTENCES = ("worker", "again", "wait")
 """Events whose text needs no word before it."""
 FIGURES = ("start", "chunk", "failure", "worker")
 
@@ -149,7 +149,7 @@ class Progress:
         if event.kind in ("chunk", "failure", "start"):
             figures = "  ".join(self._figures(event))
             self._bar.update(self._task, total=event.total or None, completed=event.done, description="mapping", figures=figures)
-        elif event.kind == "worker":
+        elif event.kind in ("worker", "again"):
             self._say(event.text)
         elif event.kind not in TOLD:
             self._bar.update(self._task, description=plain(event.text)[:60])

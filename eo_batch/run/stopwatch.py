@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from eo_batch.models.busy import busy_seconds
-from eo_batch.run.executors.worker import worker_name
+from eo_batch.run.executors.worker import telling, worker_name
 
 
 @dataclass
@@ -28,9 +28,10 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Time a stage under its name."""
+        """Time a stage under its name; the driver hears of it if it lasts."""
         start = time.perf_counter()
-        yield
+        with telling(stage):
+            yield
         self.seconds[stage] = round(time.perf_counter() - start, 4)
 
     def telemetry(self) -> dict[str, Any]:

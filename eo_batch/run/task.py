@@ -22,6 +22,7 @@ from eo_batch.outputs.cube import encode_shard, shard_path
 from eo_batch.outputs.footprints import part_path
 from eo_batch.outputs.trace import PART_SCHEMA, join_parts, part_bytes, trace_chunk
 from eo_batch.run.answers import Answered, Answers, fresh_answers
+from eo_batch.run.executors.worker import telling
 from eo_batch.run.generations import Generation, with_manifest
 from eo_batch.run.later.earlier import added_prompts, check_scene, earlier_of
 from eo_batch.run.later.stored import stored_answers
@@ -83,7 +84,8 @@ def execute(folder: str, run_digest: str, t: int, iy: int, ix: int, *, attempt: 
     ----------
     attempt : 2, 3, ... where workers were lost that had begun it.
     """
-    context = _context(folder, run_digest)
+    with telling("load"):
+        context = _context(folder, run_digest)
     return run_chunk(context, context.inputs.grid.chunk(t, iy, ix), attempt=attempt)
 
 

@@ -81,5 +81,7 @@ def test_workers_that_come_and_go_are_lines(capsys: pytest.CaptureFixture[str]) 
     with Progress(as_json=False, quiet=False) as progress:
         progress.tell(Event("worker", "worker 3 joined", data={"worker": "3", "state": "joined"}))
         progress.tell(Event("worker", "worker 3 was lost", data={"worker": "3", "state": "lost"}))
+        progress.tell(Event("again", "chunk a: worker lost, attempt 2 of 4"))
         progress.tell(Event("wait", "waiting for workers (0 of 8)"))
-    assert capsys.readouterr().err.splitlines() == ["worker 3 joined", "worker 3 was lost", "waiting for workers (0 of 8)"]
+    lines = ["worker 3 joined", "worker 3 was lost", "chunk a: worker lost, attempt 2 of 4", "waiting for workers (0 of 8)"]
+    assert capsys.readouterr().err.splitlines() == lines

@@ -20,6 +20,8 @@ from servers.files import FileServer
 from servers.stac_api import make_app, serve_app
 from wholerun import SLOW_CHUNKS, documents, finishes, invoke, name_catalog, results, run, told
 
+from eo_batch.run.generations import Generation
+from eo_batch.run.told.journal import read_journal
 from eo_batch.run.verify import verify_run
 
 
@@ -110,13 +112,19 @@ def test_a05_workers_killed_in_any_stage_are_replaced_and_only_telemetry_knows(
     toy: Path, golden: dict[str, str], tmp_path: Path, cluster: str, stages: list[str]
 ) -> None:
     mortal = environment(tmp_path / "points", *stages)
-    done = subprocess.run(begin(toy, "--cluster", cluster), env=mortal, check=False, capture_output=True, text=True)
+    command = eo_batch("run", toy / "pipeline.toml", "--out", toy / "run", "--cluster", cluster)
+    done = subprocess.run(command, env=mortal, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert unmet(tmp_path / "points") == []
     assert results(toy / "run") == golden
     telemetry = [json.loads(path.read_bytes())["telemetry"] for path in (toy / "run" / "receipts").rglob("*.json")]
     assert max(each["attempt"] for each in telemetry) >= 2
     assert sum(each["attempt"] - 1 for each in telemetry) <= len(stages) * 2, "a death blames the tasks of one worker"
+    again = [line for line in read_journal(Generation(toy / "run"), 1) if line["event"] == "again"]
+    assert set(stages) <= {f"stage:{line['stage']}" for line in again}
+    for line in again:
+        stage = f" (last known stage: {line['stage']})" if line["stage"] else ""
+        assert f"chunk {line['key']}: worker lost{stage}, attempt {line['attempt']} of 4\n" in done.stderr
 
 
 @pytest.mark.slow

@@ -101,6 +101,8 @@ def test_a06_a_chunk_that_ends_every_worker_fails_and_the_others_are_made(
     assert (summary.exit_status, summary.failed, summary.done + summary.empty) == (3, 1, CHUNKS - 1)
     failure = next(event for event in events if event.kind == "failure")
     assert failure.data == {"key": "t0000/y0001_x0001", "code": "worker-lost"}
+    assert "failed: worker-lost: it ended 2 workers (last known stage: score): most likely it needs more memory" in failure.text
+    assert failure.text.endswith("Resume with fewer threads or more memory_gb.")  # chunks of 32 px cannot be asked for
     assert [event.data["state"] for event in events if event.kind == "worker"].count("lost") == 2
     assert resume_run(tmp_path / "run", executor="serial").exit_status == 0
     assert file_digests(tmp_path / "run") == golden

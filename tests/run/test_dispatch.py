@@ -31,6 +31,9 @@ class Future:
     def release(self) -> None:
         pass
 
+    def add_done_callback(self, call: Callable[[Any], None]) -> None:
+        pass
+
 
 class Client:
     """A client whose scheduler has two workers, or does not answer."""
@@ -95,9 +98,35 @@ def test_a_task_that_outlives_every_worker_is_given_up() -> None:
     started, _ = begun()
     flight = _Flight((1,))
     for _ in range(dispatch.ATTEMPTS):
-        assert not started._given_up
         started._suspect(flight, was_expected=True)
-    ((task, error),) = started._given_up
+    *lost, (task, error) = started._lost
+    assert [again.attempt for _, again in lost] == list(range(2, 17))
     assert task == (1,)
     assert error.code == "worker-lost"
     assert "begun 16 times" in str(error)
+
+
+def test_leaving_takes_no_attempt_from_those_that_deaths_are_given() -> None:
+    started, _ = begun()
+    flight = _Flight((1,))
+    for was_expected in (False, True, False, True, False, False):
+        started._suspect(flight, was_expected=was_expected)
+    *lost, (_, error) = started._lost
+    assert [(again.attempt, again.of) for _, again in lost] == [(2, 4), (3, 5), (4, 5), (5, 6), (6, 6)]
+    assert "ended 4 workers" in str(error)
+
+
+def test_the_last_stage_is_kept_of_what_is_in_flight_and_forgotten_with_the_next_attempt() -> None:
+    started, client = begun()
+    client.submit = lambda *task, **options: Future(nothing)  # type: ignore[attr-defined]
+    flight = _Flight((1,))
+    started._send(flight, "tcp://a")
+    (key,) = started._aboard["tcp://a"]
+    for stage in ("read", "score"):
+        started._note_stage(list(key), stage, "tcp://a")
+    started._note_stage(list(key), "trace", "tcp://b")  # of another worker
+    started._note_stage(("chunk-of-another-driver", 1), "trace", "tcp://a")
+    started._lose("tcp://a", was_expected=False)
+    assert started._lost == [((1,), dispatch.Again("tcp://a", "score", 2, 4))]
+    started._send(flight, "tcp://b")
+    assert flight.stage == ""

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from servers.dask_cluster import DaskCluster, dask_cluster
-from workerwork import double, ends_its_worker_at_7, nothing, surroundings, waits_for
+from workerwork import double, ends_its_worker_at_7, lasts_in_score, nothing, surroundings, waits_for
 
 from eo_batch.core.clusters import ClusterSpec
 from eo_batch.core.errors import ConfigError, ResourceError
@@ -21,6 +21,7 @@ from eo_batch.run.clusters import choose_cluster
 from eo_batch.run.executors import Executor, address, dispatch, make_executor
 from eo_batch.run.executors.address import is_loopback
 from eo_batch.run.executors.versions import check_versions
+from eo_batch.run.executors.worker import STAGES
 from eo_batch.run.gpus import gpu_names
 
 PAIRS = [[(i,), (i + 1,)] for i in range(0, 40, 2)]
@@ -100,6 +101,13 @@ def test_a_scheduler_knows_only_what_is_in_flight() -> None:
         assert len(scheduler.task_groups) <= 1
         assert len(scheduler.task_prefixes) <= 1
         assert not any(span.metadata for span in scheduler.extensions["spans"].spans.values())  # Dask adds to it at each task
+
+
+def test_a_scheduler_is_told_once_of_a_stage_that_lasts_and_never_of_one_that_does_not() -> None:
+    with make_executor(ClusterSpec(kind="local:1")) as pool:
+        assert outcomes_of(pool, lasts_in_score, [[(1,), (2,)]]) == {(1,): None, (2,): None}
+        told = pool._client.get_events(STAGES)  # type: ignore[attr-defined]
+    assert [event["stage"] for _, event in told] == ["score", "score"]
 
 
 @pytest.mark.parametrize("kind", ["local", "local:2"])

@@ -12,6 +12,8 @@ from toy import make_toy, toy_pipeline
 from eo_batch.core.errors import AssetError
 from eo_batch.core.grid import chunk_index, chunk_key
 from eo_batch.run.driver import resume_run, start_run
+from eo_batch.run.executors import Again
+from eo_batch.run.executors.dispatch import worker_lost
 from eo_batch.run.generations import Generation
 from eo_batch.run.manifest import read_inputs
 from eo_batch.run.request import load_pipeline
@@ -81,6 +83,19 @@ def test_failures_of_very_many_chunks_take_no_memory_for_each(tmp_path: Path) ->
     tracemalloc.stop()
     assert held < 30 * RECEIPTS  # a key alone takes 67
     assert list(sitting.items.values()) == [RECEIPTS + 1]
+
+
+def test_a_chunk_that_no_worker_survives_is_told_with_its_stage_and_a_smaller_size(tmp_path: Path) -> None:
+    start_run(load_pipeline(toy(tmp_path, chunk_px=300)), tmp_path / "run", executor="serial")
+    events: list[Event] = []
+    store = Generation(tmp_path / "run")
+    sitting = Sitting(store, read_inputs(store), events.append, allow_failed=1)
+    sitting._judge(("run", "digest", 0, 1, 2), Again("tcp://a", "score", 2, 4))
+    sitting._judge(("run", "digest", 0, 1, 2), worker_lost(4, 4, "score"))
+    again, failure = (event.text for event in events)
+    assert again == "chunk t0000/y0001_x0002: worker lost (last known stage: score), attempt 2 of 4"
+    assert "worker-lost: it ended 4 workers (last known stage: score)" in failure
+    assert failure.endswith("make the same map as a new run with chunk_px = 150.")
 
 
 @pytest.mark.parametrize(("kind", "states"), [("local", []), ("local:1", ["joined"])])

@@ -11,7 +11,8 @@ from typing import Any
 class Event:
     """One thing that happened.
 
-    kind : "search", "plan", "start", "chunk", "failure", "merge", "publish", "warning", "wait" (for workers).
+    kind : "search", "plan", "start", "chunk", "failure", "merge", "publish", "warning", "wait" (for workers),
+        "worker" (has come or gone), "again" (a chunk lost its worker).
     text : one line for people.
     done, total : chunks finished and planned.
     km2 : area of the region finished so far, all time steps together.

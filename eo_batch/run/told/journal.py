@@ -28,7 +28,7 @@ MAX_SEGMENT_BYTES = 32_000_000
 """A larger one is not of ours, and not read."""
 FLUSH_S = 10.0
 """A line is on disk after so many seconds at the latest."""
-KEPT = ("start", "chunk", "failure", "worker", "merge", "publish", "warning")
+KEPT = ("start", "chunk", "failure", "worker", "again", "merge", "publish", "warning")
 """Kinds of events that are written down."""
 _LEFT_OUT = ("notes", "polygons")
 """Of a chunk: notes are warnings of their own, polygons are in the receipt."""
