@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -17,6 +18,19 @@ from eo_batch.core.spec import parse_cluster
 from eo_batch.run.executors import make_executor
 from eo_batch.run.executors.batch import job_options, keys_in, worker_arguments
 from eo_batch.run.executors.kubernetes import cluster_resource
+from eo_batch.run.executors.queued import states_of, tail_of
+
+QSTAT = """#!/bin/sh
+cat <<'END'
+
+pbs:
+                                                            Req'd  Req'd   Elap
+Job ID          Username Queue    Jobname    SessID NDS TSK Memory Time  S Time
+--------------- -------- -------- ---------- ------ --- --- ------ ----- - -----
+1204.pbs        mapper   workq    eo-batch      --    1   4   16gb 04:00 Q   --
+1207.pbs        mapper   workq    eo-batch     4711   1   4   16gb 04:00 R 00:12
+END
+"""
 
 
 def script(spec: ClusterSpec) -> list[str]:
@@ -103,6 +117,20 @@ def test_a_library_that_is_not_installed_is_named(kind: str, module: str, extra:
     spec = ClusterSpec(kind=kind, kubernetes=KubernetesSpec(image="example.org/eo-batch:1"))
     with pytest.raises(ConfigError, match=rf"not installed.*eo-batch\[{extra}\]"), make_executor(spec):
         pytest.fail("nothing can be asked for")
+
+
+def test_states_of_pbs_are_read_from_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "qstat").write_text(QSTAT)
+    (tmp_path / "qstat").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert states_of("pbs") == {"1204": "Q", "1207": "R"}
+
+
+def test_the_end_of_a_log_is_that_of_this_job_and_of_its_errors(tmp_path: Path) -> None:
+    for name, text in {"e17": "lost\n", "o17": "hello\n", "e170": "another\n", "e1": "third\n"}.items():
+        (tmp_path / f"eo-batch.{name}").write_text(text)
+    assert tail_of(tmp_path, "17") == "hello | lost"
+    assert tail_of(tmp_path / "nowhere", "17") == ""
 
 
 def test_a_machine_without_a_batch_system_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

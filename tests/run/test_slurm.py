@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,7 +19,7 @@ from toy import make_toy, toy_pipeline
 from eo_batch.core.clusters import BatchSpec, ClusterSpec
 from eo_batch.core.errors import ConfigError, ResourceError
 from eo_batch.run.driver import start_run
-from eo_batch.run.executors import Executor, make_executor
+from eo_batch.run.executors import Executor, make_executor, queued
 from eo_batch.run.request import Request, load_pipeline
 from eo_batch.run.told.events import Event
 from eo_batch.run.worker_check import check_workers
@@ -74,6 +75,12 @@ def spec(slurm: Slurm, **settings: object) -> ClusterSpec:
     return ClusterSpec(kind="slurm", memory_gb=1, batch=BatchSpec(**batch), **{"start_timeout_s": 120, **settings})
 
 
+def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask the queue more often than one should."""
+    monkeypatch.setattr(queued, "ASK_EVERY_S", 0.3)
+    monkeypatch.setattr(queued, "LOOK_EVERY_S", 0.3)
+
+
 def test_jobs_of_slurm_make_the_same_run_as_one_process(
     slurm: Slurm, request_and_truth: tuple[Request, dict[str, str]], tmp_path: Path
 ) -> None:
@@ -107,6 +114,46 @@ def test_a_job_that_is_cancelled_costs_nothing_but_time(
     assert summary.complete
     assert file_digests(tmp_path / "run") == truth
     assert states[:3] == ["joined", "joined", "lost"]
+
+
+def test_a_job_that_is_cancelled_in_the_queue_is_replaced(
+    slurm: Slurm, request_and_truth: tuple[Request, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, truth = request_and_truth
+    look_often(monkeypatch)
+    said: list[str] = []
+    slurm.command("scontrol", "update", "PartitionName=main", "State=DOWN")
+
+    def cancel() -> None:
+        wait_until(lambda: slurm.jobs("PD") != [], "nothing was asked for")
+        slurm.command("scancel", *slurm.jobs("PD"))
+        slurm.command("scontrol", "update", "PartitionName=main", "State=UP")
+
+    with ThreadPoolExecutor(1) as aside:
+        cancelled = aside.submit(cancel)
+        run = {"executor": "loopback", "workers": 1, "listener": lambda event: said.append(event.text)}
+        summary = start_run(request, tmp_path / "run", **run)
+        cancelled.result()
+    assert summary.complete
+    assert file_digests(tmp_path / "run") == truth
+    assert [text.partition(" (")[0] for text in said if "asking again" in text] == ["jobs that brought no worker: 1 CANCELLED"]
+
+
+def test_jobs_that_end_at_once_are_given_up_with_what_their_log_says(
+    slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_often(monkeypatch)
+    monkeypatch.setattr(queued, "GIVE_UP", 1)
+    said: list[str] = []
+    before = slurm.jobs("all")
+    batch = {"setup": ["echo 'module: no such command' >&2", "exit 3"], "log_folder": str(tmp_path)}
+    with (
+        pytest.raises(ResourceError, match=r"cluster-unreachable: .*1 FAILED .NonZeroExitCode.*module: no such command.*setup"),
+        make_executor(spec(slurm, batch=batch), say=said.append),
+    ):
+        pytest.fail("nobody can come")
+    assert len([job for job in slurm.jobs("all") if job not in before]) == 2
+    assert [text.partition(" (")[0] for text in said] == ["jobs that brought no worker: 1 FAILED"] * 2
 
 
 def test_a_gpu_is_queued_for_and_one_worker_begins_alone(slurm: Slurm) -> None:

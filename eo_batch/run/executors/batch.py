@@ -10,20 +10,19 @@ import os
 import shlex
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from eo_batch.core.clusters import ClusterSpec
-from eo_batch.core.errors import ConfigError
+from eo_batch.core.errors import ConfigError, ResourceError
 from eo_batch.core.hrefs import redact
+from eo_batch.run.executors.dealing import Task
 from eo_batch.run.executors.local import ONE_THREAD, PRELOAD
 from eo_batch.run.executors.pool import CLOSE_S, LOOPBACK, PoolExecutor
-
-STATES = {"slurm": ("squeue", "-h", "-o", "%T (%r)", "-j"), "pbs": ("qstat",)}
+from eo_batch.run.executors.queued import COMMANDS, REFUSALS, Replacements, ask_for, states_of, states_told, what_was_said
 
 
 class BatchExecutor(PoolExecutor):
@@ -46,36 +45,49 @@ class BatchExecutor(PoolExecutor):
                 raise ConfigError("config-invalid", what, where=f"cluster {spec.kind}", why=redact(error), fix=fix) from None
             begun.callback(cluster.close, timeout=CLOSE_S)
             try:
-                cluster.sync(_ask_for, cluster, self._wanted)
-            except (OSError, RuntimeError) as error:
+                cluster.sync(ask_for, cluster, spec.workers or 1)
+            except REFUSALS as error:
                 raise _refused(spec, error) from None
-            cluster.adapt(minimum_jobs=self._wanted, maximum_jobs=self._wanted, interval="5s")  # asks again for what is lost
             client = Client(cluster, set_as_default=False)
             self._begun = begun.pop_all()
+        self._replacements = Replacements(cluster, spec, spec.workers or 1)
+        self._replacements.start()
         return client
 
     def __exit__(self, *exc: Any) -> None:
+        self._replacements.stop()
         super().__exit__(*exc)
         self._begun.close()
 
-    @property
-    def _wanted(self) -> int:
-        return self._cluster.workers or 1
+    def outcomes(self, work: Callable[..., Any], groups: Iterable[Any], **options: Any) -> Iterator[tuple[Task, Any]]:
+        """See `Executor.outcomes`."""
+        try:
+            for outcome in super().outcomes(work, groups, **options):
+                self._tell_of_the_queue()
+                yield outcome
+        except ResourceError as error:
+            lost_hope = self._replacements.lost_hope
+            if error.code != "cluster-lost" or lost_hope is None:
+                raise
+            why = f"{error.why}; {lost_hope.what}: {lost_hope.why}"
+            raise ResourceError(error.code, error.what, where=lost_hope.where, why=why, fix=lost_hope.fix) from None
+
+    def _while_waiting(self) -> None:
+        self._tell_of_the_queue()
+        if self._replacements.lost_hope is not None:
+            raise self._replacements.lost_hope
+
+    def _tell_of_the_queue(self) -> None:
+        for note in self._replacements.notes():
+            self._say(note)
 
     def _why_none(self) -> str:
-        spec = self._cluster
-        numbers = [str(job.job_id) for job in self._client.cluster.workers.values() if job.job_id]
-        tell = STATES[spec.kind]
-        asked = [",".join(numbers)] if spec.kind == "slurm" else numbers
+        kind, numbers = self._cluster.kind, {job.job_id for job in self._client.cluster.workers.values()}
         try:
-            told = subprocess.run([*tell, *asked], capture_output=True, text=True, timeout=30)  # noqa: S603 (numbers alone)
+            states = states_of(kind)
         except (OSError, subprocess.SubprocessError) as error:
-            return f"{tell[0]} does not answer ({type(error).__name__})"
-        lines = told.stdout.splitlines()
-        if spec.kind == "slurm":
-            said = ", ".join(f"{count} {state}" for state, count in sorted(Counter(lines).items()))
-        else:
-            said = "; ".join(" ".join(line.split()) for line in lines[2:6])  # below two lines of header
+            return f"{COMMANDS[kind][0]} does not answer ({type(error).__name__})"
+        said = states_told({number: state for number, state in states.items() if number in numbers})
         return f"jobs: {said}" if said else "the jobs have ended without a worker: set log_folder to see why"
 
 
@@ -166,29 +178,13 @@ def _listening(spec: ClusterSpec) -> dict[str, str]:
     return {"interface": spec.batch.interface} if spec.batch.interface else {"host": get_ip()}
 
 
-async def _ask_for(cluster: Any, wanted: int) -> None:
-    """Submit the jobs; raises what the batch system answers."""
-    from distributed import Status
-
-    while len(cluster.worker_spec) < wanted:
-        cluster.worker_spec.update(cluster.new_worker_spec())
-    try:
-        await cluster
-    finally:
-        for job in cluster.workers.values():
-            if job.job_id is None:
-                job.status = Status.failed  # or the cluster cannot be closed
-
-
 def _refused(spec: ClusterSpec, error: BaseException) -> Exception:
     """What the batch system said when it was asked."""
-    lines = [line.strip() for line in redact(error).splitlines() if line.strip()]
-    said = next((line for line in lines if "error" in line.lower() and "Command" not in line), lines[-1] if lines else "")
     if isinstance(error, FileNotFoundError):
         command = Path(str(error.filename or "")).name
         fix = "Run this where jobs are submitted, or choose another --cluster."
         return ConfigError("config-invalid", f"there is no command `{command}` here", where=f"cluster {spec.kind}", fix=fix)
     fix = "Check [cluster.batch] against what the system allows."
     return ConfigError(
-        "config-invalid", "the batch system refuses the jobs", where=f"cluster {spec.kind}", why=said[:300], fix=fix
+        "config-invalid", "the batch system refuses the jobs", where=f"cluster {spec.kind}", why=what_was_said(error), fix=fix
     )
