@@ -1,4 +1,4 @@
-"""When a chunk was computed, by whom, and what took how long: telemetry, never part of a digest."""
+"""When a chunk was computed, by whom, what took how long and was written: telemetry, never part of a digest."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from eo_batch.models.busy import busy_seconds
+from eo_batch.outputs.store import Store
 from eo_batch.run.executors.worker import telling, worker_name
 
 
 @dataclass
 class Stopwatch:
-    """Seconds per stage, monotonic; and when and where it was started."""
+    """Seconds per stage, monotonic; bytes of files; and when and where it was started."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    bytes_written: int = 0
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def __post_init__(self) -> None:
@@ -34,6 +36,11 @@ class Stopwatch:
             yield
         self.seconds[stage] = round(time.perf_counter() - start, 4)
 
+    def put(self, store: Store, path: str, data: bytes) -> str:
+        """`store.put`, counted."""
+        self.bytes_written += len(data)
+        return store.put(path, data)
+
     def telemetry(self) -> dict[str, Any]:
         """What is known of the chunk by now, as JSON values."""
         return {
@@ -43,6 +50,7 @@ class Stopwatch:
             "began": self.began.isoformat(timespec="milliseconds"),
             "took_s": round(time.perf_counter() - self._start, 4),
             "busy_s": round(busy_seconds() - self._busy, 4),
+            "bytes_written": self.bytes_written,
             "peak_memory": peak_memory(),
         }
 

@@ -119,8 +119,8 @@ def run_chunk(run: RunContext, chunk: Chunk, *, attempt: int = 1) -> ChunkReceip
             )
     part = join_parts(earlier.part, traced, prompts_before=run.first)
     with clock("write"):
-        files = _put_arrays(run, chunk, found, {**earlier.files, **found.files})
-        files[part_path(chunk)] = run.store.put(part_path(chunk), part_bytes(part))
+        files = _put_arrays(run, chunk, found, {**earlier.files, **found.files}, clock)
+        files[part_path(chunk)] = clock.put(run.store, part_path(chunk), part_bytes(part))
     made = {"attempt": attempt, "device": run.answers.device, "bytes_read": found.bytes_read, "notes": list(found.notes)}
     telemetry = {**clock.telemetry(), **made, "windows": dict(found.windows)}
     receipt = ChunkReceipt(key=chunk.key, files=files, polygons=part.num_rows, telemetry=telemetry, **facts)
@@ -143,7 +143,7 @@ def _facts(run: RunContext, found: Answered, inside: NDArray[np.bool_]) -> dict[
     }
 
 
-def _put_arrays(run: RunContext, chunk: Chunk, found: Answered, there: dict[str, str]) -> dict[str, str]:
+def _put_arrays(run: RunContext, chunk: Chunk, found: Answered, there: dict[str, str], clock: Stopwatch) -> dict[str, str]:
     """Write shards and, beside scores, which items gave the pixels; path -> sha256, of what was `there` already too."""
     files = dict(there)
     kept = run.inputs.request.spec.output.scores
@@ -151,10 +151,10 @@ def _put_arrays(run: RunContext, chunk: Chunk, found: Answered, there: dict[str,
         for index in range(len(run.prompts)):
             path = shard_path(name, run.first + index, chunk)
             if path not in files:
-                files[path] = run.store.put(path, encode_shard(values[index], run.inputs.grid))
+                files[path] = clock.put(run.store, path, encode_shard(values[index], run.inputs.grid))
     if kept and contributed_path(chunk) not in files:
         data = contributed_bytes(found.items, found.contributed)
-        files[contributed_path(chunk)] = run.store.put(contributed_path(chunk), data)
+        files[contributed_path(chunk)] = clock.put(run.store, contributed_path(chunk), data)
     return files
 
 

@@ -94,7 +94,10 @@ def test_the_report_of_a_run_in_a_bucket_is_written_there(finished: str, prefix:
     page = Store(prefix).get("page.html").decode()
     assert "The run is complete" in page
     assert "No seam is seen" in page
-    assert told("report", finished)["sittings"][0]["how"] == "published"
+    facts = told("report", finished)
+    assert facts["sittings"][0]["how"] == "published"
+    written = next(row for row in facts["planned_and_measured"] if row["label"] == "written")
+    assert min(written["planned"], written["measured"]) > 0
 
 
 def test_a_folder_of_a_bucket_without_a_run_is_said_to_have_none(prefix: str) -> None:

@@ -20,12 +20,13 @@ from eo_batch.run.cost.estimate import Range, estimate
 from eo_batch.run.cost.foretell import Terms, are_warm, foretell, kept_at_work
 from eo_batch.run.cost.measured import ChunkWork, covered_s, measure, works
 from eo_batch.run.cost.sample import choose_sample
+from eo_batch.run.ledger import get_receipt, receipt_keys
 
 STEPS, ROWS, COLS = 3, 20, 30
 
 
 def chunk(seconds: float, *, began: float | None = None, worker: str = "w", windows: int = 4) -> ChunkWork:
-    return ChunkWork("k", seconds, seconds / 2, windows, 0, 1000, 3, worker, began)
+    return ChunkWork("k", seconds, seconds / 2, windows, 0, 1000, 100, 3, worker, began)
 
 
 def made_up(seed: int, *, spread: float, empty: float) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -135,7 +136,7 @@ def test_hours_hold_those_of_workers_that_take_chunk_after_chunk(at_once: int) -
         free = np.zeros(at_once)
         for each in seconds.reshape(-1):  # the next chunk goes to whoever is free first
             free[free.argmin()] += each
-        found = foretell(sample, took, [0] * len(took), terms)["computing_s"]
+        found = foretell(sample, took, terms)["computing_s"]
         held += found.low <= free.max() <= found.high
     assert held >= 0.6 * 30
 
@@ -143,7 +144,7 @@ def test_hours_hold_those_of_workers_that_take_chunk_after_chunk(at_once: int) -
 def test_windows_that_neighbours_share_are_taken_off() -> None:
     sample = choose_sample(np.ones((1, 10, 10), np.float32), 10)
     took = [chunk(2.0) for _ in sample.chunks]
-    found = foretell(sample, took, [0] * 10, replace(TERMS, window_share=0.5))
+    found = foretell(sample, took, replace(TERMS, window_share=0.5))
     assert found["windows"].middle == pytest.approx(100 * 4 * 0.5)
     assert found["seconds"].middle == pytest.approx(100 * (2.0 - 1.0 * 0.5))
 
@@ -151,7 +152,7 @@ def test_windows_that_neighbours_share_are_taken_off() -> None:
 def test_money_is_of_all_workers_for_as_long_as_they_are_held() -> None:
     sample = choose_sample(np.ones((1, 10, 10), np.float32), 10)
     terms = replace(TERMS, start_s=10.0, search_s=500.0, price_per_s=0.5)
-    found = foretell(sample, [chunk(2.0)] * 10, [0] * 10, terms)
+    found = foretell(sample, [chunk(2.0)] * 10, terms)
     assert found["money"].middle == pytest.approx(0.5 * (10.0 + found["computing_s"].middle))
 
 
@@ -227,10 +228,16 @@ def test_bytes_of_the_whole_run_are_near_what_the_pilot_said(piloted: tuple[Path
 def test_a_finished_run_is_held_against_its_plan_and_its_pilot(finished: Path) -> None:
     rows = {row.label: row for row in compare(Store(finished))}
     assert rows["chunks"].planned == rows["chunks"].measured == len(list((finished / "receipts").rglob("*.json")))
-    for label in ("read", "computing", "money"):
+    for label in ("read", "written", "computing", "money"):
         row = rows[label]
         assert None not in (row.planned, row.piloted, row.measured)
     assert all(len(row.as_row()) == 4 for row in rows.values())
+
+
+def test_bytes_written_are_those_of_the_files_that_receipts_name(finished: Path) -> None:
+    store = Store(finished)
+    files = [finished / path for key in receipt_keys(store) for path in get_receipt(store, key).files]
+    assert measure(works(store)).bytes_written == sum(path.stat().st_size for path in files)
 
 
 def test_a_run_without_plan_and_telemetry_is_compared_all_the_same(finished: Path, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def compare(store: Store, done: Iterable[ChunkWork] | None = None) -> list[Compa
         row("windows computed", "", "windows", counted, "windows"),
         row("times that a window is computed", "x", "recomputed", counted / distinct if counted and distinct else None),
         row("read", "bytes", "bytes_to_read", took.bytes_read or None, "bytes_read"),
-        row("written", "bytes", "disk", None, "bytes_written"),
+        Compared("written", "bytes", _written(plan), _range(foretold.get("bytes_written")), took.bytes_written or None),
         row("computing", "s", "seconds", took.computing_s or None, "computing_s"),
         row("all chunks, one after the other", "s", "", took.seconds or None, "seconds"),
     ]
@@ -113,6 +113,12 @@ def figure(value: float | None, unit: str) -> str:
     if unit:
         return f"{value:,.2f} {unit}"
     return f"{value:,.0f}" if value >= 10 else f"{value:.3g}"
+
+
+def _written(plan: dict[str, Any]) -> float | None:
+    """Bytes that chunks were planned to write: of the disk that a run takes, what is no cache of features."""
+    disk = _number(plan.get("disk"))
+    return None if disk is None else disk - (_number(plan.get("features")) or 0.0)
 
 
 def _read(store: Store, path: str) -> dict[str, Any]:

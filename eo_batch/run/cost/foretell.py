@@ -90,12 +90,12 @@ class Terms:
         return figures
 
 
-def foretell(sample: Sample, took: Sequence[ChunkWork], written: Sequence[int], terms: Terms) -> dict[str, Range]:
+def foretell(sample: Sample, took: Sequence[ChunkWork], terms: Terms) -> dict[str, Range]:
     """Ranges of the figures of the whole run.
 
     Parameters
     ----------
-    took, written : what each chunk of the sample took, and the bytes that it wrote.
+    took : by each chunk of the sample.
     """
     columns: Mapping[str, Sequence[float]] = {
         "seconds": [work.seconds for work in took],
@@ -104,7 +104,7 @@ def foretell(sample: Sample, took: Sequence[ChunkWork], written: Sequence[int], 
         "windows": [max(work.windows, 0) for work in took],
         "polygons": [work.polygons for work in took],
         "bytes_read": [work.bytes_read for work in took],
-        "bytes_written": written,
+        "bytes_written": [work.bytes_written for work in took],
     }
     found = estimate(sample, {name: np.asarray(values, np.float64) for name, values in columns.items()}, terms.follow)
     longer = max(terms.waiting * terms.longest_s - found["tail_s"].middle, 0.0)

@@ -24,6 +24,7 @@ class ChunkWork:
     seconds : from the first byte read to the last one written, waiting for the device included.
     busy_s : in which the segmenter computed for it.
     windows, shared : windows computed, and found computed by a neighbour; -1 where nobody counted.
+    bytes_written : of shards and part; the receipt is not in it.
     began : POSIX time, seconds.
     """
 
@@ -33,6 +34,7 @@ class ChunkWork:
     windows: int
     shared: int
     bytes_read: int
+    bytes_written: int
     polygons: int
     worker: str
     began: float | None
@@ -58,6 +60,7 @@ def work_of(receipt: ChunkReceipt) -> ChunkWork:
         windows=int(_number(windows["computed"])) if "computed" in windows else -1,
         shared=int(_number(windows["shared"])) if "shared" in windows else -1,
         bytes_read=int(_number(told.get("bytes_read"))),
+        bytes_written=int(_number(told.get("bytes_written"))),
         polygons=receipt.polygons,
         worker=f"{host} {worker}".strip(),
         began=_posix(told.get("began")),
@@ -88,6 +91,7 @@ class Measured:
     seconds: float
     busy_s: float
     bytes_read: int
+    bytes_written: int
     polygons: int
     computing_s: float
     worker_s: float
@@ -96,7 +100,7 @@ class Measured:
 
 def measure(done: Iterable[ChunkWork]) -> Measured:
     """Sums over chunks; reads each once and keeps two numbers of it."""
-    chunks = windows = shared = bytes_read = polygons = 0
+    chunks = windows = shared = bytes_read = bytes_written = polygons = 0
     seconds = busy_s = 0.0
     spans: list[tuple[float, float]] = []
     lives: dict[str, tuple[float, float]] = {}
@@ -107,6 +111,7 @@ def measure(done: Iterable[ChunkWork]) -> Measured:
         seconds += work.seconds
         busy_s += work.busy_s
         bytes_read += work.bytes_read
+        bytes_written += work.bytes_written
         polygons += work.polygons
         if work.began is not None:
             end = work.began + work.seconds
@@ -120,6 +125,7 @@ def measure(done: Iterable[ChunkWork]) -> Measured:
         seconds,
         busy_s,
         bytes_read,
+        bytes_written,
         polygons,
         covered_s(spans),
         sum(last - first for first, last in lives.values()),

@@ -65,7 +65,7 @@ class Pilot:
             self._row("time", "total_s", "s", f"search {search}, start {start}, computing, merge {merge} (assumed)"),
             self._row("computing", "computing_s", "s", f"workers have a chunk {100 * terms.kept_at_work:.0f} % of the time"),
             self._row("read", "bytes_read", "bytes", "decoded pixels"),
-            self._row("written", "bytes_written", "bytes", "without what merge adds"),
+            self._row("written", "bytes_written", "bytes", "shards and parts"),
             self._row("windows", "windows", "", "computed"),
             self._row("windows/s", "windows_per_s", "", "all workers together"),
             self._row("busy", "busy_percent", "%", "of the time the segmenter computes"),
@@ -176,7 +176,6 @@ def _judge(store: Store, watch: _Watch, sample: Sample) -> Pilot:
     plan, inputs = read_plan(store), read_inputs(store)
     receipts = [get_receipt(store, chunk_key(*chunk)) for chunk in sample.chunks]
     took = [_alone(work_of(receipt), receipt, inputs, chunk) for receipt, chunk in zip(receipts, sample.chunks, strict=True)]
-    written = [sum(map(store.size, (*receipt.files, receipt_path(receipt.key)))) for receipt in receipts]
     processes, at_once = int(plan["processes"]), int(plan["workers"])
     if not plan["workers_known"]:
         processes, at_once = len({work.worker for work in took}), watch.at_once
@@ -196,7 +195,6 @@ def _judge(store: Store, watch: _Watch, sample: Sample) -> Pilot:
         window_share=plan["windows"] / plan["windows_alone"] if plan["windows_alone"] else 1.0,
         price_per_s=(price or 0.0) * processes / 3600,
     )
-    sizes = [size for size, is_warm in zip(written, warm, strict=True) if is_warm]
     return Pilot(
         where=store.where,
         cluster=plan["cluster"],
@@ -208,7 +206,7 @@ def _judge(store: Store, watch: _Watch, sample: Sample) -> Pilot:
         currency=plan["currency"],
         are_warm=not warm.all(),
         terms=terms,
-        figures=foretell(sample.part(warm), kept, sizes, terms),
+        figures=foretell(sample.part(warm), kept, terms),
     )
 
 
