@@ -153,15 +153,16 @@ def _folders() -> list[Finding]:
 def _machine() -> list[Finding]:
     import psutil
 
+    from eo_batch.run.crew import cores_here
+
     memory = psutil.virtual_memory()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     free = memory.available / 1e9
     state: Literal["ok", "warn"] = "ok" if free >= LEAST_GB else "warn"
     threads = ", ".join(
         f"{k}={os.environ[k]}" for k in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS") if k in os.environ
     )
     return [
-        Finding("processor", "ok", f"{usable} cores for this process" + (f" ({threads})" if threads else "")),
+        Finding("processor", "ok", f"{cores_here()} cores for this process" + (f" ({threads})" if threads else "")),
         Finding(
             "memory", state, f"{free:.1f} of {memory.total / 1e9:.1f} GB free", "" if state == "ok" else "Use fewer workers."
         ),

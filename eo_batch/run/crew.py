@@ -33,8 +33,15 @@ class Crew:
         return self.processes * self.threads
 
     def scoring(self, device: str) -> int:
-        """Chunks that are scored at once: all of them on a CPU, one in each process on a GPU."""
-        return self.at_once if device == "cpu" else self.processes
+        """Chunks that are scored at once: on a CPU as many as it has cores for, on a GPU one in each process."""
+        if device != "cpu":
+            return self.processes
+        return min(self.at_once, cores_here()) if self.is_here else self.at_once
+
+
+def cores_here() -> int:
+    """CPU cores of this machine that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def crew_of(cluster: ClusterSpec) -> Crew:

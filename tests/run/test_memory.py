@@ -58,8 +58,18 @@ def test_every_kind_of_cluster_is_counted_in_processes_and_threads(
 
 
 def test_a_gpu_scores_one_chunk_at_a_time_in_each_process() -> None:
-    crew = crew_of(ClusterSpec(kind="local:4", threads=3))
+    crew = crew_of(ClusterSpec(kind="slurm", workers=4, threads=3))
     assert (crew.scoring("cpu"), crew.scoring("cuda")) == (12, 4)
+
+
+def test_no_more_chunks_are_scored_at_once_than_this_machine_has_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eo_batch.run.crew.cores_here", lambda: 2)
+    crews = [
+        crew_of(ClusterSpec(kind="local", workers=8)),
+        crew_of(ClusterSpec(kind="local:3")),
+        crew_of(ClusterSpec(kind="serial")),
+    ]
+    assert [crew.scoring("cpu") for crew in crews] == [2, 2, 1]
 
 
 def test_a_chunk_too_big_for_a_worker_is_refused_with_what_would_fit() -> None:

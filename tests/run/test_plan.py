@@ -170,6 +170,7 @@ def test_prompts_that_share_nothing_pay_for_everything() -> None:
 
 def fixed_price(monkeypatch: pytest.MonkeyPatch, price: Price) -> None:
     monkeypatch.setattr(plan_module, "measure_price", lambda *args, **kwargs: price)
+    monkeypatch.setattr("eo_batch.run.crew.cores_here", lambda: 8)
 
 
 def test_an_extension_is_priced_by_its_own_prompts(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ in windows of its own pixels, blended on the lattice as in a run.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from eo_batch.models.registry import load_segmenter, with_threads
 from eo_batch.models.segmenter import Segmenter, SegmenterInfo, explain_prompts, prompt_warnings
 from eo_batch.products.rules import TaskRules
 from eo_batch.products.tasks import semantic
+from eo_batch.run.crew import cores_here
 from eo_batch.run.images.answer import ImageAnswer
 from eo_batch.run.images.contours import ContourSegmenter, as_rgb, check_contour, open_contours
 from eo_batch.run.told.events import Event, Listener, silent
@@ -142,7 +142,7 @@ def load(model: str | ModelSpec | Segmenter, bands: Sequence[str]) -> tuple[Mode
             what = f'segmenter "{model.info.name}" sees {", ".join(needed)}, not {", ".join(bands)}'
             raise ConfigError("config-invalid", what, where=_BANDS, fix=_NAME_BANDS)
         return ModelSpec(name=model.info.name, window_px=model.info.window_px or 512, batch=1), model
-    model = with_threads(model, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    model = with_threads(model, cores_here())
     try:
         with _about_an_image():
             return model, load_segmenter(model, bands)
