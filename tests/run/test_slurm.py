@@ -1,8 +1,9 @@
-"""A real SLURM on loopback: the same run as in one process, whatever becomes of its jobs."""
+"""A real SLURM on loopback, which understands PBS, too: the same run as in one process, whatever becomes of its jobs."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -90,6 +91,19 @@ def test_jobs_of_slurm_make_the_same_run_as_one_process(
     assert file_digests(tmp_path / "run") == truth
     wait_until(lambda: not slurm.jobs("PD,R"), "jobs are left")
     assert not [path for path in slurm.folder.parent.iterdir() if "keys" in path.name]
+
+
+@pytest.mark.skipif(shutil.which("qsub") is None, reason="not installed: qsub (Debian: slurm-wlm-torque)")
+def test_jobs_asked_for_by_the_commands_of_pbs_make_the_same_run(
+    slurm: Slurm, request_and_truth: tuple[Request, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request, truth = request_and_truth
+    monkeypatch.chdir(tmp_path)  # where this qsub has jobs write, whatever the script says
+    asked = CLUSTER.format(folder=slurm.folder.parent).replace('"slurm"', '"pbs"')
+    (request.folder / "clusters" / "by_qsub.toml").write_text(asked)
+    assert start_run(request, tmp_path / "run", executor="by_qsub").complete
+    assert file_digests(tmp_path / "run") == truth
+    wait_until(lambda: not slurm.jobs("PD,R"), "qdel has left jobs")
 
 
 def test_a_job_that_is_cancelled_costs_nothing_but_time(
