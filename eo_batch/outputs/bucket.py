@@ -176,7 +176,7 @@ class Bucket:
         from eo_batch.outputs.bucket_zarr import BucketZarr
 
         prefix = f"{self._root}{key}".rstrip("/") or None
-        return BucketZarr(self, _connect(self.place.bucket, _settings(os.environ), prefix))
+        return BucketZarr(_connect(self.place.bucket, _settings(os.environ), prefix), self.explain)
 
     def explain(self, error: Exception, key: str) -> StoreError:
         """What an error of the store means, without its text."""
