@@ -123,7 +123,7 @@ class FreshAnswers:
             scene.contributed,
             scene.skipped,
             scene.bytes_read,
-            notes=self.features.take_notes() if self.features else (),
+            notes=(*self.source.take_notes(), *(self.features.take_notes() if self.features else ())),
             windows={"computed": visit.computed, "shared": visit.taken},
         )
 

@@ -10,7 +10,7 @@ import random
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -19,6 +19,7 @@ from rasterio.errors import RasterioError
 
 from eo_batch.core.errors import AssetError, PolicyError
 from eo_batch.core.hrefs import redact
+from eo_batch.sources.gates import HostRefuses, Turns
 from eo_batch.sources.http import LONGEST_RETRY_AFTER_S, retry_after
 from eo_batch.sources.raster import GDAL_ENV
 
@@ -80,29 +81,45 @@ class Trouble:
     why: str
     wait_s: float = 0.0
 
+    @property
+    def is_refusal(self) -> bool:
+        """True where the host asks for slower reads: 429, or another passing trouble with a Retry-After."""
+        return self.code == "asset-rate-limited" or (self.code in TRANSIENT and self.wait_s > 0)
+
     def error(self, where: str, *, tries: int, seconds: float) -> AssetError:
         """The error that users see."""
         count = f" after {tries} tries in {seconds:.0f} s" if tries > 1 else ""
         return AssetError(self.code, f"could not be read{count}", where=where, why=self.why, fix=_FIXES[self.code])
 
 
-def understand(error: BaseException, path: str) -> Trouble:
+class _Failed(Exception):
+    """A try failed, and why; there may be another."""
+
+    def __init__(self, trouble: Trouble) -> None:
+        super().__init__(trouble.why)
+        self.trouble = trouble
+
+
+def understand(error: BaseException, path: str, *, ask: Callable[[str], Trouble | None]) -> Trouble:
     """What went wrong when `path` was opened or read.
 
     Parameters
     ----------
     path : as given to GDAL; only its host is ever shown.
+    ask : gives what the server says of the file now; asked where the error does not say it, or not for how long to wait.
     """
     text = _texts(error)
     host = host_of(path)
     status = re.search(r"HTTP response code: (\d{3})", text)
     if status:
-        return _of_status(int(status[1]), path)
+        trouble = _of_status(int(status[1]), path)
+        again = ask(path) if trouble.code in TRANSIENT else None
+        return replace(trouble, wait_s=again.wait_s) if again else trouble
     if "CURL error" in text or "Could not resolve host" in text:
         kind = "asset-timeout" if re.search(r"(?i)timed? ?out|too slow", text) else "asset-unreachable"
         return Trouble(kind, f"{host}: {_curl_cause(text)}")
     if host:  # reads of an open file lose the status: ask the server itself
-        return _probe(path) or Trouble("asset-corrupt", f"{host} sent bytes that are not the file: {_gdal_cause(text)}")
+        return ask(path) or Trouble("asset-corrupt", f"{host} sent bytes that are not the file: {_gdal_cause(text)}")
     if "No such file" in text or "does not exist" in text:
         return Trouble("asset-not-found", "no such file")
     if "Permission denied" in text:
@@ -118,6 +135,7 @@ def with_retries(
     on_fault: Callable[[], None],
     on_denied: Callable[[], None],
     retry: Retry,
+    turns: Turns,
 ) -> T:
     """Answer of `read`, tried again while there is hope.
 
@@ -127,6 +145,7 @@ def with_retries(
     path : GDAL path of the last attempt.
     on_fault : called after each failed attempt: forget open handles.
     on_denied : called after 401 or 403: forget the signature; raises AssetError where there is nothing to sign.
+    turns : at the host. A try is made in one; between tries none is held.
 
     Raises
     ------
@@ -134,21 +153,14 @@ def with_retries(
     """
     started, resigned, attempt = time.monotonic(), 0, 0
     while True:
-        asked = time.monotonic()
         try:
-            return read()
-        except AssetError as error:
-            if error.where == where:
-                raise
-            trouble = Trouble(error.code, ": ".join(text for text in (error.where, error.what, error.why) if text))
-            if error.code not in TRANSIENT:
-                fix = error.fix or _FIXES.get(error.code, "")
-                raise AssetError(error.code, "could not be read", where=where, why=trouble.why, fix=fix) from None
-        except PolicyError as error:
-            fix = error.fix or "Leave the item out by source.filter, or tell the keeper of the catalog."
-            raise PolicyError(error.code, error.what, where=f"{where}: {error.where}", why=error.why, fix=fix) from None
-        except FOREIGN as error:
-            trouble = _unless_too_late(understand(error, path()), path(), time.monotonic() - asked)
+            with turns:
+                return _read_once(read, where, path, turns, retry, attempt)
+        except _Failed as failed:
+            trouble = failed.trouble
+        except HostRefuses:
+            trouble = _slower(turns.host)
+            raise trouble.error(where, tries=attempt, seconds=time.monotonic() - started) from None
         on_fault()
         if trouble.code == "asset-forbidden" and host_of(path()):
             denied = _denied(on_denied) if resigned < MAX_RESIGNS else f"re-sign failed {MAX_RESIGNS} times"
@@ -160,7 +172,36 @@ def with_retries(
         hopeful = trouble.code in TRANSIENT or (trouble.code == "asset-corrupt" and bool(host_of(path())))
         if not hopeful or attempt >= retry.tries:
             raise trouble.error(where, tries=attempt, seconds=time.monotonic() - started) from None
-        time.sleep(retry.wait_s(attempt - 1, trouble.wait_s))
+        if not trouble.is_refusal:  # else all readers of the host wait for their next turn
+            time.sleep(retry.wait_s(attempt - 1, trouble.wait_s))
+
+
+def _read_once(read: Callable[[], T], where: str, path: Callable[[], str], turns: Turns, retry: Retry, attempt: int) -> T:
+    """Answer of `read`; raises `_Failed` where another try may help, and tells all readers if the host asks for patience."""
+    asked = time.monotonic()
+    try:
+        return read()
+    except AssetError as error:
+        if error.where == where:
+            raise
+        trouble = Trouble(error.code, ": ".join(text for text in (error.where, error.what, error.why) if text))
+        if error.code not in TRANSIENT:
+            fix = error.fix or _FIXES.get(error.code, "")
+            raise AssetError(error.code, "could not be read", where=where, why=trouble.why, fix=fix) from None
+    except PolicyError as error:
+        fix = error.fix or "Leave the item out by source.filter, or tell the keeper of the catalog."
+        raise PolicyError(error.code, error.what, where=f"{where}: {error.where}", why=error.why, fix=fix) from None
+    except FOREIGN as error:
+        trouble = understand(error, path(), ask=(lambda path: _slower(turns.host)) if turns.is_refused else _probe)
+        trouble = _unless_too_late(trouble, path(), time.monotonic() - asked)
+    if trouble.is_refusal:
+        turns.refuse(retry.wait_s(max(attempt, turns.refused), trouble.wait_s))
+    raise _Failed(trouble)
+
+
+def _slower(host: str) -> Trouble:
+    """The trouble of a read whose host refused another one meanwhile: it is not asked once more what that meant."""
+    return Trouble("asset-rate-limited", f"{host} asks for slower reads")
 
 
 def host_of(path: str) -> str:
@@ -188,13 +229,10 @@ def _denied(on_denied: Callable[[], None]) -> str | None:
     return None
 
 
-def _of_status(status: int, path: str, asked_s: float | None = None) -> Trouble:
-    """The trouble behind a status; `asked_s`: how long the server asks to wait, None where it was not asked yet."""
+def _of_status(status: int, path: str, asked_s: float = 0.0) -> Trouble:
+    """The trouble behind a status; `asked_s`: how long the server asks to wait."""
     code = _CODES.get(status, "asset-unreachable" if status >= 500 else "asset-corrupt")
-    if code in TRANSIENT and asked_s is None:
-        again = _probe(path)
-        asked_s = again.wait_s if again else 0.0
-    return Trouble(code, f"HTTP {status} from {host_of(path)}", asked_s or 0.0)
+    return Trouble(code, f"HTTP {status} from {host_of(path)}", asked_s)
 
 
 def _probe(path: str) -> Trouble | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -25,7 +24,8 @@ from eo_batch.core.grid import Grid, Span
 from eo_batch.core.logs import redact_logs
 from eo_batch.core.records import BandAsset
 from eo_batch.sources.access import AssetAccess
-from eo_batch.sources.asset_errors import TRANSIENT, Retry, host_of, with_retries
+from eo_batch.sources.asset_errors import TRANSIENT, Retry, with_retries
+from eo_batch.sources.gates import SlowHosts, Turns, gate_of, server_of
 from eo_batch.sources.open_files import forget, open_limit, opened_files
 from eo_batch.sources.raster import GDAL_ENV, Header, Placement, check_scale, choose_level, open_raster, place, read_header
 from eo_batch.sources.resample import Pixels, Positions, average_blocks, decode, positions, resample
@@ -92,7 +92,6 @@ class _Lru:
 
 _HEADERS, _LATTICES = _Lru(MAX_HEADERS), _Lru(MAX_LATTICES)
 _KINDS: dict[tuple[str, str], tuple[str, str, str]] = {}
-_GATES: dict[tuple[str, int], threading.BoundedSemaphore] = {}
 _LOCK = threading.Lock()
 _OPEN = threading.local()
 
@@ -106,9 +105,10 @@ class AssetReader:
     token : names the run's inputs, so that two sources in one process share nothing.
     access : the door to files.
     grid : of the run.
-    requests_at_once : simultaneous reads per host.
+    requests_at_once : simultaneous reads per host, as long as it does not ask for fewer.
     retry : patience.
     refused : files that cannot be used, and why, as this process has found out; nobody spends time on them again.
+    slow_hosts : what is to be told of hosts that asked for slower reads.
     """
 
     token: str
@@ -118,6 +118,7 @@ class AssetReader:
     retry: Retry = field(default_factory=Retry)
     _versions: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
     refused: dict[Hashable, AssetError] = field(default_factory=dict, repr=False, compare=False)
+    slow_hosts: SlowHosts = field(default_factory=SlowHosts, repr=False, compare=False)
 
     def read(self, wanted: BandRead, rows: Span, cols: Span, *, out: Pixels) -> int:
         """Fill `out` with the pixels of `wanted` at the grid pixels `rows` x `cols`.
@@ -198,8 +199,7 @@ class AssetReader:
             with rasterio.Env(**GDAL_ENV):
                 self._check_version(href)
                 dataset, last[0] = self._dataset(href, overview)
-                with self._gate(last[0]):
-                    return use(dataset)
+                return use(dataset)
 
         return with_retries(
             once,
@@ -208,6 +208,12 @@ class AssetReader:
             on_fault=lambda: self._forget(href),
             on_denied=lambda: self.access.expired(href, last[0]),
             retry=self.retry,
+            turns=Turns(
+                gate_of(server_of(href)),
+                at_once=self.requests_at_once,
+                tries=self.retry.tries,
+                tell=self.slow_hosts.note,
+            ),
         )
 
     def _check_version(self, href: str) -> None:
@@ -234,20 +240,12 @@ class AssetReader:
             opened.popitem(last=False)[1][0].close()
         path = self.access.open_path(href)
         _OPEN.path = path
-        with self._gate(path):
-            dataset = open_raster(path, href, overview)
+        dataset = open_raster(path, href, overview)
         opened[key] = dataset, path
         return dataset, path
 
     def _last_path(self, href: str) -> str:
         return str(getattr(_OPEN, "path", href))
-
-    def _gate(self, path: str) -> AbstractContextManager[Any]:
-        host = host_of(path)
-        if not host:
-            return nullcontext()
-        with _LOCK:
-            return _GATES.setdefault((host, self.requests_at_once), threading.BoundedSemaphore(self.requests_at_once))
 
 
 @dataclass

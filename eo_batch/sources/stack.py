@@ -120,6 +120,10 @@ class SceneSource:
         ranked = (replace(item, rank=shares.get(i, item.rank)) for i, item in enumerate(self.items.items))
         return ItemTable(tuple(ranked), self.items.documents)
 
+    def take_notes(self) -> tuple[str, ...]:
+        """What people should know of the hosts that were read from, and were not told yet."""
+        return self.reader.slow_hosts.take()
+
     @property
     def _all_boxes(self) -> NDArray[np.float64]:
         if "px" not in self._boxes:

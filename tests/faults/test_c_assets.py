@@ -9,11 +9,13 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import rasterio
+from clocks import clock_of
 from servers.files import Fault, FileServer
 from toy import make_toy, toy_pipeline
 from wholerun import (
@@ -31,25 +33,21 @@ from wholerun import (
 
 from eo_batch.sources import access, asset_errors, raster
 from eo_batch.sources.asset_errors import Retry
+from eo_batch.sources.gates import gate_of, server_of
 
 OWNER = 'band "green" of item toy/a1: '
 BODY = 20_000
 """Beyond the header: ranges that end after this offset hold pixels."""
 
 
-@pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that reads would have waited, in order."""
-    seen: list[float] = []
-    monkeypatch.setattr(asset_errors.time, "sleep", seen.append)
-    return seen
+PATIENCE = "asks for slower reads; now 1 request at once"
+"""What is told of a host that refused the only reader."""
 
 
 @pytest.mark.parametrize(("asked", "waited"), [("2", 2.0), ("1000000000", 120.0), (None, None)])
 def test_c01_a_server_that_asks_for_patience_gets_it_within_bounds(
     toy: Path,
     golden: dict[str, str],
-    waits: list[float],
     monkeypatch: pytest.MonkeyPatch,
     asked: str | None,
     waited: float | None,
@@ -59,10 +57,24 @@ def test_c01_a_server_that_asks_for_patience_gets_it_within_bounds(
     with FileServer(toy) as server:
         server.script(BAD, *[Fault("status", 429, headers)] * 4)
         over_http(toy, server)
-        assert run(toy)[0] == 0
+        clock = clock_of(server.base, monkeypatch)
+        status, _, err = run(toy)
+    assert (status, err) == (0, f"warning: asset-rate-limited: {server_of(server.base)} {PATIENCE}\n")
     assert results(toy / "run") == golden
-    assert waits
-    assert (waited in waits) if waited else max(waits) <= 4.0
+    assert clock.waits
+    assert (waited in clock.waits) if waited else max(clock.waits) <= 4.0
+
+
+@pytest.mark.usefixtures("impatient")
+def test_c01_a_server_that_refuses_again_and_again_is_told_of_once_and_changes_no_byte(toy: Path, golden: dict[str, str]) -> None:
+    asked = count(1)
+    with FileServer(toy) as server:
+        over_http(toy, server)
+        server.choose = lambda path, stop: Fault("status", 429) if path.endswith(".tif") and next(asked) % 10 < 4 else None
+        status, _, err = run(toy)
+        assert gate_of(server_of(server.base)).refusals > 1
+    assert (status, err) == (0, f"warning: asset-rate-limited: {server_of(server.base)} {PATIENCE}\n")
+    assert results(toy / "run") == golden
 
 
 @pytest.mark.usefixtures("impatient")
@@ -302,7 +314,8 @@ def test_c09_passing_faults_of_several_kinds_cost_no_byte(toy: Path, golden: dic
         for name in (BAD, "b1_nir.tif"):
             server.script(name, *faults)
         over_http(toy, server)
-        assert run(toy)[::2] == (0, "")
+        status, _, err = run(toy)
+        assert (status, [line for line in err.splitlines() if PATIENCE not in line]) == (0, [])
         assert not any(server.scripts.values()), "a fault was never met"
     assert results(toy / "run") == golden
 

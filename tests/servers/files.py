@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,6 +41,7 @@ class Asked:
     """One request as the server saw it.
 
     status : of the answer; 0 as long as, or if, there is none.
+    at : monotonic seconds when it came. at_once : requests that waited for their answer then, with this one.
     """
 
     method: str
@@ -47,6 +49,8 @@ class Asked:
     query: str
     start: int | None
     status: int
+    at: float
+    at_once: int
 
 
 @dataclass
@@ -67,7 +71,7 @@ class FileServer:
     choose: Callable[[str, int], Fault | None] = lambda path, stop: None
 
     def __enter__(self) -> FileServer:
-        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._lock, self._stop, self._answering = threading.Lock(), threading.Event(), 0
         self._server = _QuietServer(("127.0.0.1", 0), _handler(self))
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
@@ -101,9 +105,9 @@ class FileServer:
     def _next_fault(self, path: str, stop: int) -> Fault | None:
         with self._lock:
             script = self.scripts.get(path, [])
-            if not script or stop < script[0].after:
-                return self.choose(path, stop)
-            return script[0] if script[0].repeat else script.pop(0)
+            if script and stop >= script[0].after:
+                return script[0] if script[0].repeat else script.pop(0)
+        return self.choose(path, stop)
 
 
 class _QuietServer(ThreadingHTTPServer):
@@ -129,11 +133,21 @@ def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
         def _answer(self, *, body_wanted: bool) -> None:
             parts = urlsplit(self.path)
             start, stop = self._range()
-            fault = server._next_fault(parts.path, stop or 0)
-            self._asked = Asked(self.command, parts.path, parts.query, start, 0)
             with server._lock:  # before it is answered: whoever has the answer may count
+                server._answering += 1
+                self._is_waiting = True
+                self._asked = Asked(self.command, parts.path, parts.query, start, 0, time.monotonic(), server._answering)
                 server.asked.append(self._asked)
-            self._serve(parts.path, parts.query, start, stop, fault, body_wanted)
+            try:
+                fault = server._next_fault(parts.path, stop or 0)
+                self._serve(parts.path, parts.query, start, stop, fault, body_wanted)
+            finally:
+                self._waits_no_more()
+
+        def _waits_no_more(self) -> None:
+            with server._lock:
+                server._answering -= self._is_waiting
+                self._is_waiting = False
 
         def _range(self) -> tuple[int | None, int | None]:
             value = self.headers.get("Range", "")
@@ -180,6 +194,7 @@ def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
 
         def _send(self, status: int, body: bytes, headers: dict[str, str], body_wanted: bool, *, kind: str = "") -> None:
             self._asked.status = status
+            self._waits_no_more()  # before its last byte: whoever has the answer may ask again
             self.send_response(status)
             for name, value in {"Content-Length": str(len(body)), **headers}.items():
                 self.send_header(name, value)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clocks import clock_of
 from scenes import IMPATIENT, grid_over, item_of, pipeline, read_grid, smooth, step_of, table_of, write_raster
 from servers.files import Fault, FileServer
 
@@ -173,12 +174,10 @@ def test_waiting_is_as_long_as_the_server_asks_but_bounded() -> None:
 
 
 def test_the_wait_a_server_asks_for_is_seen(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float] = []
-    monkeypatch.setattr(asset_errors.time, "sleep", waits.append)
+    clock = clock_of(server.base, monkeypatch)
     server.script("a.tif", *[Fault("status", 429, (("Retry-After", "7"),))] * 6)
     assert np.array_equal(pixels_of(remote_source(server, retry=Retry(base_s=0.001))), PIXELS.astype(np.float32))
-    assert waits
-    assert 7.0 in waits
+    assert 7.0 in clock.waits
 
 
 def test_an_expired_signature_is_renewed(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -239,6 +239,8 @@ def make_inputs_of(request: Request, *, listener: Listener = silent) -> RunInput
     listener(Event("search", f"measuring valid pixels of {len(inputs.items):,} scenes"))
     source = open_source(inputs.items, inputs.grid, request.spec, request.catalog)
     measured = source.survey(inputs.steps)
+    for note in source.take_notes():
+        listener(Event("search", note))
     documents = [
         {**document, "properties": {**document["properties"], RANK_PROPERTY: round(item.rank, 6)}}
         for item, document in zip(measured.items, measured.documents, strict=True)
