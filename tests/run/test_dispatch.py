@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,10 +26,7 @@ class Future:
     key, status = ("chunk", 1), "finished"
 
     def __init__(self, answer: Callable[[], Any]) -> None:
-        self._answer = answer
-
-    def result(self, timeout: float) -> Any:
-        return self._answer()
+        self.answer = answer
 
     def release(self) -> None:
         pass
@@ -40,6 +40,8 @@ class Client:
 
     scheduler = type("Scheduler", (), {"ncores": "ncores", "retire_workers": "retire_workers"})
 
+    loop: SimpleNamespace
+
     def __init__(self, *, is_there: bool) -> None:
         self.is_there, self.retired = is_there, []
 
@@ -49,6 +51,22 @@ class Client:
         if question == "retire_workers":
             self.retired += workers or []
         return {"tcp://a": 1, "tcp://b": 1}
+
+    async def gather(self, future: Future, *, asynchronous: bool) -> Any:
+        return future.answer()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loop() -> Iterator[None]:
+    """The event loop of a client, in a thread of its own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    Client.loop = SimpleNamespace(asyncio_loop=loop)
+    yield
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
 
 
 def begun(*, is_there: bool = True) -> tuple[Dispatch, Client]:

@@ -85,6 +85,13 @@ def test_after_a_stop_no_task_is_begun(pool: Executor) -> None:
     assert 1 <= len(finished) <= pool.width + 1
 
 
+def test_results_that_are_slow_to_come_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "ASIDE_S", 0.001)
+    with make_executor(ClusterSpec(kind="local", workers=4)) as pool:
+        found = outcomes_of(pool, double, [[(2 * i,)] for i in range(200)])
+    assert found == {(2 * i,): 4 * i for i in range(200)}
+
+
 def test_a_function_runs_once_in_every_process(pool: Executor, tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     pool.everywhere(lambda: marks.open("a").write("x") and None)

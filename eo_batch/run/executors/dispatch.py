@@ -6,13 +6,14 @@ again alone in a process, so that one that ends its worker every time is found w
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, wait
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -237,12 +238,14 @@ class Dispatch:
         if future.status == "error":
             return future.exception(timeout=ANSWER_S)
         deadline = time.monotonic() + ANSWER_S
-        while time.monotonic() < deadline:
-            try:
-                return future.result(timeout=ASIDE_S)
-            except TimeoutError:
-                if worker not in threads_of(self._client):
-                    break
+        # Asked for once: to give up waiting and ask again would find the first request half cancelled, and fail with it.
+        fetched = asyncio.run_coroutine_threadsafe(self._client.gather(future, asynchronous=True), self._client.loop.asyncio_loop)
+        while not wait([fetched], timeout=ASIDE_S).done:
+            if time.monotonic() > deadline or worker not in threads_of(self._client):
+                fetched.cancel()
+                break
+        else:
+            return fetched.result()
         return KilledWorker(future.key, worker, 0)  # its files are there, and making them again is harmless
 
     def _suspect(self, flight: _Flight, *, was_expected: bool = False) -> None:
