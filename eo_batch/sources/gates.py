@@ -70,10 +70,10 @@ class HostGate:
         HostRefuses : given up.
         """
         with self._changed:
-            while self.is_closed or self._asking >= min(at_once, self.limit):
+            while (closed_s := self._closed_until - self.now()) > 0 or self._asking >= min(at_once, self.limit):
                 if self.refused_in_a_row(since) >= tries:
                     raise HostRefuses
-                self.wait(self._changed, self._closed_until - self.now() if self.is_closed else None)
+                self.wait(self._changed, closed_s if closed_s > 0 else None)
             self._asking += 1
             self._most = max(self._most, self._asking)
             return self.refusals

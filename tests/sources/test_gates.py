@@ -119,6 +119,16 @@ def test_a_limit_that_nobody_reaches_does_not_rise() -> None:
     assert gate.limit == 4
 
 
+def test_who_looks_as_the_time_of_patience_ends_enters() -> None:
+    clock = Clock()
+    gate = clock.gate()
+    gate.refuse(enter(gate), 1.0)
+    answer(gate, [0])
+    looks = iter([0.999, 1.001, 1.002])
+    gate.now = lambda: next(looks, 2.0)
+    enter(gate)  # nobody asks, so nobody would wake whoever waits without a time
+
+
 def test_who_waits_gives_up_with_a_host_that_refuses_all() -> None:
     clock = Clock()
     gate = clock.gate()
