@@ -155,7 +155,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return None
     try:
         seconds = float(text) if not text[0].isalpha() else _until(text, headers.get("Date", ""))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
     return min(max(seconds, 0.0), LONGEST_RETRY_AFTER_S) if seconds == seconds else None
 

@@ -171,6 +171,7 @@ def test_retry_after_is_obeyed_and_capped() -> None:
         ({"Retry-After": "-5"}, 0.0),
         ({"Retry-After": "nan"}, None),
         ({"Retry-After": "soon"}, None),
+        ({"Retry-After": "Wed, 21 Oct 99999999999999999999 07:28:30 GMT", "Date": "Wed, 21 Oct 2015 07:28:00 GMT"}, None),
         ({}, None),
     ],
 )
