@@ -100,6 +100,7 @@ class Sitting:
         self.fatal: BaseException | None = None
         self.items: Counter[str] = Counter()
         self.item_errors: dict[str, str] = {}
+        self.notes_told: set[str] = set()
         self.workers_lost = 0
         self.interrupted = self.outdates_marker = False
 
@@ -172,7 +173,9 @@ class Sitting:
             self.in_a_row = 0
             self.km2 += result.inside_px * self.pixel_km2
             for text in result.telemetry.get("notes", ()):
-                self.listener(Event("warning", text))
+                if text not in self.notes_told:  # worker processes do not know of each other's
+                    self.notes_told.add(text)
+                    self.listener(Event("warning", text))
             data = {"key": result.key, "status": result.status, "polygons": result.polygons, **result.telemetry}
             self._tell("chunk", f"chunk {result.key}: {result.status}", data)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from eo_batch.run.driver import resume_run, start_run
 from eo_batch.run.executors import Again
 from eo_batch.run.executors.dispatch import worker_lost
 from eo_batch.run.generations import Generation
+from eo_batch.run.ledger import get_receipt, receipt_keys
 from eo_batch.run.manifest import read_inputs
 from eo_batch.run.request import load_pipeline
 from eo_batch.run.sitting import Sitting
@@ -96,6 +98,17 @@ def test_a_chunk_that_no_worker_survives_is_told_with_its_stage_and_a_smaller_si
     assert again == "chunk t0000/y0001_x0002: worker lost (last known stage: score), attempt 2 of 4"
     assert "worker-lost: it ended 4 workers (last known stage: score)" in failure
     assert failure.endswith("make the same map as a new run with chunk_px = 150.")
+
+
+def test_a_note_of_several_workers_is_told_once(tmp_path: Path) -> None:
+    start_run(load_pipeline(toy(tmp_path, chunk_px=300)), tmp_path / "run", executor="serial")
+    events: list[Event] = []
+    store = Generation(tmp_path / "run")
+    sitting = Sitting(store, read_inputs(store), events.append, allow_failed=0)
+    receipt = get_receipt(store, next(iter(receipt_keys(store))))
+    for notes in (["slower; now 4"], ["slower; now 4", "slower; now 2"], []):
+        sitting._judge(("run", "digest", 0, 0, 0), replace(receipt, telemetry={"notes": notes}))
+    assert [event.text for event in events if event.kind == "warning"] == ["slower; now 4", "slower; now 2"]
 
 
 @pytest.mark.parametrize(("kind", "states"), [("local", []), ("local:1", ["joined"])])
