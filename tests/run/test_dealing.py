@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eo_batch.run.executors.dealing import Deal
+from eo_batch.run.executors.dealing import FEW, Deal
 
 ROWS = [[(row, column) for column in range(4)] for row in range(3)]
 
@@ -23,6 +23,18 @@ def test_with_no_group_left_the_tail_of_the_longest_hand_is_taken() -> None:
     assert [deal.take("a"), deal.take("b"), deal.take("b")] == [(0, 1), (1, 2), (1, 3)]
     assert deal.take("a") is None
     assert deal.is_done
+
+
+def test_a_worker_has_more_until_its_hand_is_short_and_no_group_is_left() -> None:
+    deal = Deal([[(at,) for at in range(4 * FEW)]])
+    deal.take("a")
+    deal.take("b")  # the tail half: no group is left
+    assert deal.has_more("a")
+    assert deal.has_more("b")
+    for _ in range(FEW):
+        deal.take("a")
+    assert not deal.has_more("a")
+    assert not deal.has_more("c")
 
 
 def test_what_a_worker_leaves_behind_is_dealt_again_first() -> None:

@@ -16,6 +16,10 @@ Group = Sequence[Task | None]
 """Tasks that lie side by side: best computed one after the other by one worker process. None where nothing is to be done."""
 
 
+FEW = 8
+"""A worker with no more tasks in its hand is near its end: others will want to help it with all of them."""
+
+
 class Deal:
     """Deals the tasks of groups out to workers that come and go.
 
@@ -28,13 +32,16 @@ class Deal:
         self._groups = iter(groups)
         self._returned: deque[_Hand] = deque()
         self._hands: dict[Hashable, _Hand] = {}
-        self.has_groups = True
-        """False as soon as only the workers' hands are left."""
+        self._has_groups = True
 
     @property
     def is_done(self) -> bool:
         """Every task was taken."""
-        return not (self.has_groups or self._returned or any(self._hands.values()))
+        return not (self._has_groups or self._returned or any(self._hands.values()))
+
+    def has_more(self, worker: Hashable) -> bool:
+        """`worker` will hardly run out of tasks soon: one can be given to it before it has room."""
+        return self._has_groups or len(self._hands.get(worker, ())) > FEW
 
     def take(self, worker: Hashable) -> Task | None:
         """The next task of `worker`, or None: there is nothing left to begin."""
@@ -54,9 +61,9 @@ class Deal:
     def _next_hand(self) -> _Hand:
         if self._returned:
             return self._returned.popleft()
-        while self.has_groups:
+        while self._has_groups:
             group = next(self._groups, None)
-            self.has_groups = group is not None
+            self._has_groups = group is not None
             if group:
                 return _Hand(group, 0, len(group))
         longest = max(self._hands.values(), key=len, default=_Hand((), 0, 0))

@@ -173,7 +173,7 @@ class Dispatch:
                 if not aboard:
                     self._send(self._suspects.popleft(), worker)
                 continue
-            while len(aboard) < self._threads[worker] + self._deal.has_groups:
+            while len(aboard) < self._threads[worker] + self._deal.has_more(worker):
                 task = self._deal.take(worker)
                 if task is None:
                     break
