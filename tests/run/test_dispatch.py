@@ -141,10 +141,34 @@ def test_the_last_stage_is_kept_of_what_is_in_flight_and_forgotten_with_the_next
     started._send(flight, "tcp://a")
     (key,) = started._aboard["tcp://a"]
     for stage in ("read", "score"):
-        started._note_stage(list(key), stage, "tcp://a")
-    started._note_stage(list(key), "trace", "tcp://b")  # of another worker
-    started._note_stage(("chunk-of-another-driver", 1), "trace", "tcp://a")
+        started._note_stage({"key": list(key), "stage": stage, "worker": "tcp://a"})
+    started._note_stage({"key": key, "stage": "trace", "worker": "tcp://b"})  # of another worker
+    started._note_stage({"key": ("chunk-of-another-driver", 1), "stage": "trace", "worker": "tcp://a"})
     started._lose("tcp://a", was_expected=False)
     assert started._lost == [((1,), dispatch.Again("tcp://a", "score", 2, 4))]
     started._send(flight, "tcp://b")
+    assert flight.stage == ""
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        *(None, "text", b"\xff", 17, [], {}, {"action": "remove-worker"}, {"action": "remove-worker", "worker": ["tcp://a"]}),
+        *({"action": ["add-worker"]}, {"key": "chunk", "stage": "score", "worker": "tcp://a"}, {"key": [[], {}], "stage": 1}),
+    ],
+)
+def test_what_others_write_on_topics_of_a_scheduler_is_passed_over(fact: Any) -> None:
+    started, _ = begun()
+    started._note_worker(fact)
+    started._note_stage(fact)
+    assert started._inbox.empty()
+
+
+def test_a_stage_is_a_text_whoever_tells_of_it() -> None:
+    started, client = begun()
+    client.submit = lambda *task, **options: Future(nothing)  # type: ignore[attr-defined]
+    flight = _Flight((1,))
+    started._send(flight, "tcp://a")
+    (key,) = started._aboard["tcp://a"]
+    started._note_stage({"key": key, "stage": {"of": "another kind"}, "worker": "tcp://a"})
     assert flight.stage == ""

@@ -18,7 +18,7 @@ from workerwork import double, ends_its_worker_at_7, lasts_in_score, nothing, su
 from eo_batch.core.clusters import ClusterSpec
 from eo_batch.core.errors import ConfigError, ResourceError
 from eo_batch.run.clusters import choose_cluster
-from eo_batch.run.executors import Executor, address, dispatch, make_executor
+from eo_batch.run.executors import Executor, address, dispatch, make_executor, scheduler
 from eo_batch.run.executors.address import is_loopback
 from eo_batch.run.executors.versions import check_versions
 from eo_batch.run.executors.worker import STAGES
@@ -90,6 +90,27 @@ def test_results_that_are_slow_to_come_are_waited_for(monkeypatch: pytest.Monkey
     with make_executor(ClusterSpec(kind="local", workers=4)) as pool:
         found = outcomes_of(pool, double, [[(2 * i,)] for i in range(200)])
     assert found == {(2 * i,): 4 * i for i in range(200)}
+
+
+def test_a_run_goes_on_whatever_others_write_on_topics_of_its_scheduler() -> None:
+    with make_executor(ClusterSpec(workers=2)) as pool:
+        finished = 0
+        for _ in pool.outcomes(double, PAIRS, stop=threading.Event(), tell=silent):
+            for fact in ("text", {"action": "remove-worker"}, {"key": 1}):
+                pool._client.log_event(["all", STAGES], fact)  # type: ignore[attr-defined]
+            finished += 1
+    assert finished == 40
+
+
+def test_a_client_that_has_closed_itself_is_a_lost_cluster() -> None:
+    with make_executor(ClusterSpec(workers=2)) as pool:
+        outcomes = pool.outcomes(double, PAIRS, stop=threading.Event(), tell=silent)
+        next(outcomes)
+        pool._client.close()  # type: ignore[attr-defined]  # as it does where a scheduler stays away
+        with pytest.raises(ResourceError, match="cluster-lost"):
+            list(outcomes)
+        with pytest.raises(ResourceError, match="cluster-lost"):
+            _ = pool.width
 
 
 def test_a_function_runs_once_in_every_process(pool: Executor, tmp_path: Path) -> None:
@@ -236,7 +257,7 @@ def test_a_scheduler_that_has_stopped_answering_is_noticed(
     cluster: DaskCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatch, "QUIET_S", 0.5)
-    monkeypatch.setattr(dispatch, "ANSWER_S", 1.0)
+    monkeypatch.setattr(scheduler, "ANSWER_S", 1.0)
     with make_executor(ClusterSpec(kind=cluster.address)) as pool:
         outcomes = pool.outcomes(waits_for, [[(1, str(tmp_path / "never"))]], stop=threading.Event(), tell=silent)
         stopper = threading.Timer(0.5, cluster.scheduler.send_signal, [signal.SIGSTOP])

@@ -6,11 +6,13 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from distributed import Client
 from rundigest import file_digests
 from servers.dask_cluster import DaskCluster, dask_cluster
 from toy import make_toy, toy_pipeline
@@ -19,7 +21,7 @@ from eo_batch.core.clusters import ClusterSpec
 from eo_batch.core.errors import ResourceError
 from eo_batch.run.driver import start_run
 from eo_batch.run.executors import dispatch, make_executor, pool, scheduler, versions
-from eo_batch.run.executors.scheduler import Pulse
+from eo_batch.run.executors.scheduler import Pulse, beat_of
 from eo_batch.run.request import load_pipeline
 from eo_batch.run.told.events import Event
 
@@ -27,7 +29,7 @@ from eo_batch.run.told.events import Event
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for as long as they do for real clusters."""
-    monkeypatch.setattr(scheduler, "FROZEN_S", 6.0)
+    monkeypatch.setattr(scheduler, "LOOKS", 6)
     monkeypatch.setattr(dispatch, "PULSE_S", 0.5)
     for module in (scheduler, dispatch, pool, versions):
         monkeypatch.setattr(module, "ANSWER_S", 3.0)
@@ -48,6 +50,9 @@ def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
     with dask_cluster(tmp_path_factory.mktemp("dask")) as running:
         for _ in range(2):
             running.add_worker("--no-nanny")  # what is frozen is the worker itself
+        with Client(running.address, set_as_default=False) as client:  # they import for seconds, as if they were frozen
+            client.run_on_scheduler(import_module, "eo_batch.run.task")
+            client.run(import_module, "eo_batch.run.task")
         yield running
         for process in (*running.workers, running.scheduler):
             process.kill()
@@ -63,13 +68,20 @@ def cluster(lasting: DaskCluster) -> Iterator[DaskCluster]:
 
 def test_a_pulse_that_stays_the_same_is_silence_and_a_new_one_is_life() -> None:
     pulse = Pulse()
-    pulse.feel({"a": 10.0, "b": 900.0}, now=0.0)
-    pulse.feel({"a": 10.0, "b": 901.0}, now=scheduler.FROZEN_S - 1)
+    for look in range(scheduler.LOOKS):
+        pulse.feel({"a": 10.0, "b": look})
     assert not pulse.silent
-    pulse.feel({"a": 10.0, "b": 902.0, "c": 0.0}, now=scheduler.FROZEN_S)
+    pulse.feel({"a": 10.0, "b": 900.0, "c": 0.0})
     assert pulse.silent == {"a"}
-    pulse.feel({"a": 11.0, "b": 903.0, "c": 0.0}, now=scheduler.FROZEN_S + 1)
+    pulse.feel({"a": 11.0, "b": 900.0, "c": 0.0})
     assert not pulse.silent
+
+
+def test_a_worker_without_memory_for_another_task_lives_as_long_as_it_computes() -> None:
+    full = {"status": "paused", "last_seen": 17.0}
+    assert beat_of({**full, "metrics": {"task_counts": {"executing": 1, "ready": 2}}}) == 17.0
+    assert beat_of({**full, "metrics": {"task_counts": {"ready": 2}}}) == 0.0
+    assert beat_of({**full, "status": "running", "metrics": {}}) == 17.0
 
 
 @pytest.mark.usefixtures("impatient")

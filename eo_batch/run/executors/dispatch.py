@@ -14,13 +14,14 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 from eo_batch.core.errors import EoBatchError, ResourceError
 from eo_batch.run.executors.dealing import Deal, Group, Task
-from eo_batch.run.executors.scheduler import ANSWER_S, Pulse, ask, cluster_lost, threads_of, told_of
+from eo_batch.run.executors.scheduler import ANSWER_S, Pulse, ask, beat_of, cluster_lost, threads_of, told_of
 from eo_batch.run.executors.worker import STAGES, leave
 
 DEATHS = 4
@@ -104,13 +105,19 @@ class Dispatch:
         ------
         ResourceError : `cluster-lost`.
         """
-        self._client.subscribe_topic("all", lambda event: self._inbox.put(("worker", event[1])))
-        self._client.subscribe_topic(STAGES, lambda event: self._note_stage(**event[1]))
+        from distributed.client import ClosedClientError
+
+        topics = {"all": self._note_worker, STAGES: self._note_stage}
+        for topic, note in topics.items():
+            self._client.subscribe_topic(topic, lambda event, note=note: note(event[1]))
         try:
             yield from self._until_done(stop)
+        except ClosedClientError:
+            raise cluster_lost("the connection to the scheduler has broken") from None
         finally:
-            self._client.unsubscribe_topic("all")
-            self._client.unsubscribe_topic(STAGES)
+            with suppress(ClosedClientError):
+                for topic in topics:
+                    self._client.unsubscribe_topic(topic)
 
     def _until_done(self, stop: threading.Event) -> Iterator[tuple[Task, Any]]:
         self._look_for_workers()
@@ -146,9 +153,10 @@ class Dispatch:
                 if flight is not None:
                     yield from self._outcome(flight)
                     changed.append(flight.worker)
-            elif fact.get("action") == "remove-worker":
-                changed += self._lose(fact["worker"], was_expected=bool(fact.get("expected")))
-            elif fact.get("action") == "add-worker":
+            elif kind == "lost":
+                worker, was_expected = fact
+                changed += self._lose(worker, was_expected=was_expected)
+            else:
                 changed += self._look_for_workers()
         yield from self._lost
         self._lost.clear()
@@ -190,11 +198,21 @@ class Dispatch:
         self._aboard[worker][key] = flight
         flight.future.add_done_callback(lambda _future: self._inbox.put(("done", (worker, key))))
 
-    def _note_stage(self, key: Any, stage: str, worker: str) -> None:
+    def _note_worker(self, fact: Any) -> None:
+        """A worker has come or gone; in the client's thread. Whoever has this scheduler can write on its topics, and anything."""
+        match fact:
+            case {"action": "add-worker"}:
+                self._inbox.put(("joined", None))
+            case {"action": "remove-worker", "worker": str(worker), **more}:
+                self._inbox.put(("lost", (worker, bool(more.get("expected")))))
+
+    def _note_stage(self, fact: Any) -> None:
         """A stage lasts somewhere; in the client's thread, so before it is heard that the worker has gone."""
-        flight = self._aboard.get(worker, {}).get(tuple(key))
-        if flight is not None:
-            flight.stage = stage
+        match fact:
+            case {"key": [str(name), int(number)], "stage": str(stage), "worker": str(worker)}:
+                flight = self._aboard.get(worker, {}).get((name, number))
+                if flight is not None:
+                    flight.stage = stage
 
     def _landed(self, worker: str, key: Any) -> _Flight | None:
         """The flight that ended, or None if it was given up before."""
@@ -229,7 +247,7 @@ class Dispatch:
         self._suspect(flight, was_expected=True)
         if flight.worker in self._threads and flight.worker not in self._sent_away:
             self._sent_away.add(flight.worker)
-            ask(self._client, self._client.scheduler.retire_workers, workers=[flight.worker], close_workers=True)
+            ask(self._client, "retire_workers", workers=[flight.worker], close_workers=True)
 
     def _result(self, future: Any, worker: str) -> Any:
         """What a task gave; KilledWorker where its worker took it along."""
@@ -305,10 +323,10 @@ class Dispatch:
         if now - self._felt < PULSE_S:
             return []
         self._felt, before = now, self._pulse.silent
-        self._pulse.feel({worker: told["last_seen"] for worker, told in told_of(self._client).items()}, now)
+        self._pulse.feel({worker: beat_of(told) for worker, told in told_of(self._client).items()})
         changed: list[str] = []
         for worker in sorted(self._pulse.silent - before):
-            changed = self._lose(worker, was_expected=False)
+            changed += self._lose(worker, was_expected=False)
         return changed + (self._look_for_workers() if before - self._pulse.silent else [])
 
     def _drop_unbegun(self) -> None:

@@ -114,7 +114,8 @@ class PoolExecutor:
 
     def everywhere(self, function: Callable[[], Any]) -> None:
         """See `Executor.everywhere`."""
-        with suppress(TimeoutError):  # of a worker that is frozen: `run` itself waits for it for ever
+        # A worker is frozen, for which `run` itself waits for ever; or the scheduler is gone, as who asks next is told.
+        with suppress(OSError):
             self._client.sync(self._client._run, function, on_error="ignore", callback_timeout=ANSWER_S)
 
     def _wait_for_a_worker(self) -> None:

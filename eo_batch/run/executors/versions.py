@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from eo_batch.core.errors import ResourceError
-from eo_batch.run.executors.scheduler import ANSWER_S, told_of
+from eo_batch.run.executors.scheduler import ANSWER_S, cluster_lost, told_of
 
 WIRE = ("python", "dask", "distributed", "cloudpickle", "msgpack")
 """What speaks between processes."""
@@ -19,7 +19,7 @@ def check_versions(client: Any) -> None:
 
     Raises
     ------
-    ResourceError : `cluster-versions`, naming the packages; `cluster-unreachable`: a worker does not answer.
+    ResourceError : `cluster-versions`, naming the packages; `cluster-unreachable`: a worker does not answer; `cluster-lost`.
     """
     try:
         found = client.sync(client._get_versions, packages=list(BYTES), callback_timeout=ANSWER_S)
@@ -27,6 +27,8 @@ def check_versions(client: Any) -> None:
         what = f"not every worker tells its versions in {ANSWER_S:g} s"
         fix = "Restart the workers that are frozen; a scheduler forgets them after worker-ttl, by default 5 minutes."
         raise ResourceError("cluster-unreachable", what, why=_most_silent(client), fix=fix) from None
+    except OSError:
+        raise cluster_lost("the connection to the scheduler has broken") from None
     here = found["client"]["packages"]
     differing: dict[str, str] = {}
     for worker in found["workers"].values():
