@@ -28,6 +28,7 @@ pbs:
 Job ID          Username Queue    Jobname    SessID NDS TSK Memory Time  S Time
 --------------- -------- -------- ---------- ------ --- --- ------ ----- - -----
 1204.pbs        mapper   workq    eo-batch      --    1   4   16gb 04:00 Q   --
+1205[3].pbs     mapper   workq    Ümlaut       4710   1   4   16gb 04:00 E 00:12
 1207.pbs        mapper   workq    eo-batch     4711   1   4   16gb 04:00 R 00:12
 END
 """
@@ -120,10 +121,10 @@ def test_a_library_that_is_not_installed_is_named(kind: str, module: str, extra:
 
 
 def test_states_of_pbs_are_read_from_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "qstat").write_text(QSTAT)
+    (tmp_path / "qstat").write_text(QSTAT, encoding="latin-1")  # in no encoding that is known here
     (tmp_path / "qstat").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert states_of("pbs") == {"1204": "Q", "1207": "R"}
+    assert states_of("pbs") == {"1204": "Q", "1205": "E", "1207": "R"}
 
 
 def test_the_end_of_a_log_is_that_of_this_job_and_of_its_errors(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from eo_batch.core.clusters import ClusterSpec
 from eo_batch.core.errors import ResourceError
 from eo_batch.core.hrefs import redact
+from eo_batch.run.executors.pool import CLOSE_S
 
 COMMANDS = {"slurm": ("squeue", "-h", "--me", "-t", "all", "-o", "%A %T (%r)"), "pbs": ("qstat", "-u")}
 ENDED = {
@@ -37,7 +38,6 @@ LOOK_EVERY_S = 30.0
 """How often the batch system is asked at most: it serves others, too."""
 GIVE_UP = 4
 """So many looks may find jobs that ended without a worker while none came."""
-CLOSE_S = 10.0
 LOG_BYTES, LOG_LINES, LOG_CHARACTERS = 8192, 3, 400
 
 
@@ -51,8 +51,8 @@ def states_of(kind: str) -> dict[str, str]:
     import getpass
 
     command = [*COMMANDS[kind], *([getpass.getuser()] if kind == "pbs" else [])]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=True)  # noqa: S603 (nothing of a user in it)
-    lines = [line.split() for line in told.stdout.splitlines()]
+    told = subprocess.run(command, capture_output=True, timeout=ANSWER_S, check=True)  # noqa: S603 (nothing of a user in it)
+    lines = [line.split() for line in told.stdout.decode(errors="replace").splitlines()]
     if kind == "slurm":
         return {words[0]: " ".join(words[1:]) for words in lines if words}
     rows = ((re.match(r"\d+", words[0]), words) for words in lines if len(words) > PBS_STATE)
