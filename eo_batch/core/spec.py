@@ -19,6 +19,7 @@ from eo_batch.core.prompts import Prompt, PromptSet, normalise_text
 from eo_batch.core.table import Table
 
 MAX_CONFIG_BYTES = 1_000_000
+SMALLEST_CHUNK_PX = 64
 UNION_MEMBERS = ("str", "AssetRef", "constrained-int", "int", "literal['auto']")
 """What pydantic adds to the path of a key that may hold values of several kinds."""
 
@@ -82,7 +83,9 @@ class GridSpec(Table):
 
     crs: str = Field("auto", max_length=200, description='"auto" (UTM zone of the region) or "EPSG:..."')
     resolution: float = Field(gt=0, description="CRS units per pixel (metres for UTM)")
-    chunk_px: int = Field(2048, ge=64, le=16384, description="side of a unit of work in pixels; never changes the result")
+    chunk_px: int = Field(
+        2048, ge=SMALLEST_CHUNK_PX, le=16384, description="side of a unit of work in pixels; never changes the result"
+    )
     resampling: Literal["bilinear", "nearest"] = Field("bilinear", description="for bands that must be resampled")
 
 

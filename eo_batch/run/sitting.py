@@ -21,6 +21,7 @@ from eo_batch.core.errors import AssetError, EoBatchError, IntegrityError, Resou
 from eo_batch.core.grid import chunk_index, chunk_key
 from eo_batch.core.hrefs import redact
 from eo_batch.core.records import ChunkFailure, ChunkReceipt
+from eo_batch.core.spec import SMALLEST_CHUNK_PX
 from eo_batch.run.executors import Again, Executor, Group, Task, make_executor
 from eo_batch.run.generations import Generation
 from eo_batch.run.ledger import failures, put_failure, receipt_keys
@@ -36,8 +37,6 @@ NO_DEVICE = ("no-gpu", "gpu-lost")
 """Codes of failures that are no chunk's: there is nothing left that could compute."""
 STOP_AFTER_EQUAL = 20
 """Stop early after so many failures in a row with one code, unless they are allowed: the archive is down."""
-SMALLEST_PX = 64
-"""No smaller chunk_px can be asked for."""
 ITEM = " of item "
 ITEMS_TOLD = 10
 """Items that failed are told of one by one, the worst first; so many of them."""
@@ -225,7 +224,7 @@ class Sitting:
     def _with_smaller(self, error: Exception) -> Exception:
         """The same error; of a chunk that no worker survives, with a size that needs less of them."""
         smaller = self.inputs.grid.chunk_px // 2
-        if not isinstance(error, ResourceError) or error.code != "worker-lost" or smaller < SMALLEST_PX:
+        if not isinstance(error, ResourceError) or error.code != "worker-lost" or smaller < SMALLEST_CHUNK_PX:
             return error
         fix = f"{error.fix} If that does not help, make the same map as a new run with chunk_px = {smaller}."
         return ResourceError(error.code, error.what, where=error.where, why=error.why, fix=fix)
@@ -243,7 +242,7 @@ class Sitting:
         self.listener(Event(kind, text, done, self.total, self.km2, data))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Tasks(Sequence[Task | None]):
     """Arguments of `execute` for the chunks `indices`, made when they are asked for; None for what is finished."""
 
