@@ -55,7 +55,7 @@ def crew_of(cluster: ClusterSpec) -> Crew:
     if kind == "serial":
         return Crew(1, 1, is_here=True, is_driver=True)
     if kind == "local" and not argument:
-        return Crew(1, cluster.workers or os.cpu_count() or 1, is_here=True, is_driver=True)
+        return Crew(1, cluster.workers or cores_here(), is_here=True, is_driver=True)
     if kind == "local":
         return Crew(int(argument), cluster.threads or 1, is_here=True)
     if kind == "gpus":

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from eo_batch.run.crew import crew_of
 from eo_batch.run.executors.local import open_processes
 from eo_batch.run.executors.pool import PoolExecutor
-from eo_batch.run.gpus import GPU_THREADS, gpu_names
+from eo_batch.run.gpus import gpu_names
 
 
 class GpuExecutor(PoolExecutor):
@@ -15,4 +16,4 @@ class GpuExecutor(PoolExecutor):
     def _open(self) -> Any:
         names = gpu_names()[: self._cluster.workers]
         environments = [{"CUDA_VISIBLE_DEVICES": name, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} for name in names]
-        return open_processes(self._cluster, environments, threads=self._cluster.threads or GPU_THREADS)
+        return open_processes(self._cluster, environments, threads=crew_of(self._cluster).threads)

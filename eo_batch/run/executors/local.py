@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from eo_batch.core.clusters import ClusterSpec
 from eo_batch.core.errors import ResourceError
 from eo_batch.core.hrefs import redact
+from eo_batch.run.crew import crew_of
 from eo_batch.run.executors.pool import LOOPBACK, PoolExecutor
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -35,7 +35,7 @@ class ThreadExecutor(PoolExecutor):
             cluster = LocalCluster(
                 processes=False,
                 n_workers=1,
-                threads_per_worker=self._cluster.workers or os.cpu_count() or 1,
+                threads_per_worker=crew_of(self._cluster).threads,
                 memory_limit=0,
                 dashboard_address=LOOPBACK,
                 worker_dashboard_address=LOOPBACK,  # left out, the worker's own pages listen on every interface
@@ -48,8 +48,8 @@ class ProcessExecutor(PoolExecutor):
     """A Dask scheduler in this process and `local:N` worker processes beside it, on loopback and encrypted."""
 
     def _open(self) -> Any:
-        count = int(self._cluster.kind.partition(":")[2])
-        return open_processes(self._cluster, [{}] * count, threads=self._cluster.threads or 1)
+        crew = crew_of(self._cluster)
+        return open_processes(self._cluster, [{}] * crew.processes, threads=crew.threads)
 
 
 def open_processes(cluster: ClusterSpec, environments: list[dict[str, str]], *, threads: int) -> Any:
