@@ -113,6 +113,13 @@ def test_a_client_that_has_closed_itself_is_a_lost_cluster() -> None:
             _ = pool.width
 
 
+def test_a_client_that_is_closing_itself_is_a_lost_cluster() -> None:
+    with make_executor(ClusterSpec(workers=2)) as pool:
+        pool._client.sync(pool._client.rpc.close)  # type: ignore[attr-defined]  # the first that goes
+        with pytest.raises(ResourceError, match="cluster-lost"):
+            _ = pool.width
+
+
 def test_a_function_runs_once_in_every_process(pool: Executor, tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     pool.everywhere(lambda: marks.open("a").write("x") and None)

@@ -82,7 +82,7 @@ class BatchExecutor(PoolExecutor):
             self._say(note)
 
     def _why_none(self) -> str:
-        kind, numbers = self._cluster.kind, {job.job_id for job in self._client.cluster.workers.values()}
+        kind, numbers = self._cluster.kind, {job.job_id for job in list(self._client.cluster.workers.values())}
         try:
             states = states_of(kind)
         except (OSError, subprocess.SubprocessError) as error:

@@ -41,7 +41,7 @@ def ask(client: Any, question: str, **options: Any) -> Any:
     """
     try:
         return client.sync(getattr(client.scheduler, question), **options, callback_timeout=ANSWER_S)
-    except (OSError, AttributeError):  # AttributeError: a client that has closed itself has no scheduler
+    except (OSError, RuntimeError, AttributeError):  # a client that closes itself has no connections, and no scheduler in the end
         raise cluster_lost("the scheduler does not answer") from None
 
 
