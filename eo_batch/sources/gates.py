@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -46,6 +47,7 @@ class HostGate:
     _most: int = 0  # that asked at once, seen by those who entered since the last refusal
     _answers: int = 0  # since the limit was changed and then reached
     _closed_until: float = 0.0
+    _line: deque[object] = field(default_factory=deque)  # those who wait, the longest first
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
     @property
@@ -58,7 +60,7 @@ class HostGate:
         return self.refusals - max(since, self._last_answer)
 
     def enter(self, at_once: float, *, since: int, tries: int) -> int:
-        """Wait for a turn; the number of refusals by then.
+        """Wait for a turn, the first come first; the number of refusals by then.
 
         Parameters
         ----------
@@ -70,12 +72,18 @@ class HostGate:
         HostRefuses : given up.
         """
         with self._changed:
-            while (closed_s := self._closed_until - self.now()) > 0 or self._asking >= min(at_once, self.limit):
-                if self.refused_in_a_row(since) >= tries:
-                    raise HostRefuses
-                self.wait(self._changed, closed_s if closed_s > 0 else None)
+            place = object()
+            self._line.append(place)
+            try:
+                while (closed_s := self._closed_until - self.now()) > 0 or not self._is_next(place, at_once):
+                    if self.refused_in_a_row(since) >= tries:
+                        raise HostRefuses
+                    self.wait(self._changed, closed_s if closed_s > 0 else None)
+            finally:
+                self._line.remove(place)
+                self._changed.notify_all()
+            self._most = max(self._most, self._asking + 1)
             self._asking += 1
-            self._most = max(self._most, self._asking)
             return self.refusals
 
     def leave(self, entered: int, at_once: float, *, is_answered: bool) -> None:
@@ -100,6 +108,9 @@ class HostGate:
             self.limit = max(1, min(self.limit, self._most) // 2)
             self._most = self._answers = 0
             return True
+
+    def _is_next(self, place: object, at_once: float) -> bool:
+        return self._line[0] is place and self._asking < min(at_once, self.limit)
 
 
 class Turns:

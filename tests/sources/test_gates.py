@@ -129,6 +129,29 @@ def test_who_looks_as_the_time_of_patience_ends_enters() -> None:
     enter(gate)  # nobody asks, so nobody would wake whoever waits without a time
 
 
+def test_who_has_read_lets_those_who_wait_go_first() -> None:
+    came, is_waiting = list[str](), threading.Event()
+
+    def wait(changed: threading.Condition, seconds: float | None) -> None:
+        is_waiting.set()
+        changed.wait(seconds)
+
+    def read(gate: HostGate, name: str) -> None:
+        entered = enter(gate, 1)
+        came.append(name)
+        gate.leave(entered, 1, is_answered=True)
+
+    gate = HostGate("example.org", wait=wait)
+    entered = enter(gate, 1)
+    other = threading.Thread(target=read, args=(gate, "other"))
+    other.start()
+    assert is_waiting.wait(30)
+    gate.leave(entered, 1, is_answered=True)
+    read(gate, "again")
+    other.join()
+    assert came == ["other", "again"]
+
+
 def test_who_waits_gives_up_with_a_host_that_refuses_all() -> None:
     clock = Clock()
     gate = clock.gate()
