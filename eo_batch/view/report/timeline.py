@@ -148,8 +148,8 @@ def _notes(facts: RunFacts) -> str:
     lost = len(facts.lost)
     parts = []
     if lost:
-        who = "1 worker was lost (cross)" if lost == 1 else f"{lost:,} workers were lost (crosses)"
-        parts.append(paragraph(f"{who}; what was not finished was made by others."))
+        who = "1 worker was lost" if lost == 1 else f"{lost:,} workers were lost"
+        parts.append(paragraph(f"{who}; what was not finished was made by others. A cross ends the line of those that made any."))
     if not facts.sittings:
         parts.append(paragraph("There is no journal: sittings and lost workers are not known.", kind="note"))
     return "".join(parts)
