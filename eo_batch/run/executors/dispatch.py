@@ -261,17 +261,15 @@ class Dispatch:
         while not wait([fetched], timeout=ASIDE_S).done:
             if time.monotonic() > deadline or worker not in threads_of(self._client):
                 fetched.cancel()
-                break
-        else:
-            return fetched.result()
-        return KilledWorker(future.key, worker, 0)  # its files are there, and making them again is harmless
+                return KilledWorker(future.key, worker, 0)  # its files are there, and making them again is harmless
+        return fetched.result()
 
     def _suspect(self, flight: _Flight, *, was_expected: bool = False) -> None:
         """A worker has gone while it worked on this task."""
+        begun = flight.attempt
         flight.deaths += not was_expected
         flight.attempt += 1
         flight.is_suspect = True
-        begun = flight.attempt - 1
         if flight.deaths < DEATHS and begun < ATTEMPTS:
             self._suspects.append(flight)
             of = min(ATTEMPTS, DEATHS + begun - flight.deaths)
